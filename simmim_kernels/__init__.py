@@ -1,0 +1,31 @@
+"""Pairwise critic scores, mutual-information bounds and contrastive losses without the N x M matrix."""
+
+from . import bounds
+from .backends import backends, use_backend
+from .critics import BilinearCritic, CosineCritic, DotCritic, GaussianCritic, MLPCritic, SeparableCritic
+from .losses import (
+    ClipLoss,
+    DCLLoss,
+    InfoNCELoss,
+    LinearCrossEntropyLoss,
+    NTXentLoss,
+    SigLipLoss,
+    SupConLoss,
+    clip_loss,
+    dcl_loss,
+    info_nce_loss,
+    linear_cross_entropy,
+    nt_xent_loss,
+    siglip_loss,
+    supcon_loss,
+)
+from .models import MutualInformation, SimMIM, SimMIMOutput
+from .scores import PairwiseScores
+from .version import __version__
+
+__all__ = [
+    "BilinearCritic", "ClipLoss", "CosineCritic", "DCLLoss", "DotCritic", "GaussianCritic", "InfoNCELoss",
+    "LinearCrossEntropyLoss", "MLPCritic", "MutualInformation", "NTXentLoss", "PairwiseScores", "SeparableCritic",
+    "SigLipLoss", "SimMIM", "SimMIMOutput", "SupConLoss", "__version__", "backends", "bounds", "clip_loss",
+    "dcl_loss", "info_nce_loss", "linear_cross_entropy", "nt_xent_loss", "siglip_loss", "supcon_loss", "use_backend",
+]

@@ -1,0 +1,80 @@
+"""One table of backends, and the choice among them.
+
+A backend is a module with four functions:
+
+    unavailable() -> None | reason            can it run on this machine at all?
+    supports(problem) -> None | reason        can it run this problem?
+    forward(problem) -> (rows, columns)       the statistic, in the compute dtype; empty where not wanted
+    backward(problem, rows, columns, grad_rows, grad_columns, needs) -> gradients of problem.differentiable
+
+A choice made by argument, by `use_backend` or by the environment is binding: where the backend cannot run the
+problem it raises. With no choice made, the first of the table that can, does.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+from ..problem import Problem
+from . import reference, tiled
+
+BACKENDS: dict[str, ModuleType] = {"tiled": tiled, "reference": reference}
+
+ENVIRONMENT_VARIABLE = "SIMMIM_KERNELS_BACKEND"
+
+
+class _Chosen(threading.local):
+    name: str | None = None
+
+
+_chosen = _Chosen()
+
+
+def backends() -> dict[str, str]:
+    """Every backend by name, in the order of preference, with "available" or the reason why it is not."""
+    return {name: module.unavailable() or "available" for name, module in BACKENDS.items()}
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Runs every statistic that this thread makes inside the block on one backend, its backward included.
+
+    Raises ValueError for a name that is not in `backends()`.
+    """
+    _find(name, "use_backend")
+    before = _chosen.name
+    _chosen.name = name
+    try:
+        yield
+    finally:
+        _chosen.name = before
+
+
+def _find(name: str, source: str) -> ModuleType:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must name one of {', '.join(BACKENDS)}; got {name!r}")
+    return BACKENDS[name]
+
+
+def select(problem: Problem, backend: str | None = None) -> str:
+    """The backend for a problem. Raises ValueError for an unknown name, RuntimeError for one that cannot run it."""
+    name, source = backend, "backend"
+    if name is None:
+        name, source = _chosen.name, "use_backend"
+    if name is None:
+        name, source = os.environ.get(ENVIRONMENT_VARIABLE) or None, ENVIRONMENT_VARIABLE
+    if name is not None:
+        module = _find(name, source)
+        reason = module.unavailable() or module.supports(problem)
+        if reason is not None:
+            raise RuntimeError(f"backend {name!r} was asked for ({source}) but cannot run this: {reason}")
+        return name
+    reasons = []
+    for candidate, module in BACKENDS.items():
+        reason = module.unavailable() or module.supports(problem)
+        if reason is None:
+            return candidate
+        reasons.append(f"{candidate}: {reason}")
+    raise RuntimeError("no backend can run this: " + "; ".join(reasons))

@@ -1,0 +1,116 @@
+"""The judge of the other backends: the whole matrix of scores, in plain differentiable PyTorch."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..forms import FORMS
+from ..pointwise import POINTWISE
+from ..problem import Problem
+
+
+def unavailable() -> str | None:
+    return None
+
+
+def supports(problem: Problem) -> str | None:
+    return None
+
+
+def excluded_pairs(problem: Problem) -> Tensor | None:
+    """(N, M) bool, True where a pair is left out; None where all are in."""
+    n, m = problem.shape
+    mask = None
+    if problem.row_ids is not None and problem.col_ids is not None:
+        mask = (problem.row_ids[:, :, None] == problem.col_ids[:, None, :]).any(0)
+    if problem.joint == "counted":
+        return mask
+    device = problem.x.device
+    positives = torch.arange(n, device=device) if problem.positives is None else problem.positives
+    joint = positives[:, None] == torch.arange(m, device=device)
+    if problem.joint == "left_out":
+        return joint if mask is None else mask | joint
+    return None if mask is None else mask & ~joint
+
+
+def cast(problem: Problem) -> Problem:
+    """The problem with every floating-point tensor in the compute dtype."""
+    dtype = problem.compute_dtype
+
+    def to(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(dtype)
+
+    return problem._replace(
+        x=problem.x.to(dtype), y=problem.y.to(dtype), parameters=[p.to(dtype) for p in problem.parameters],
+        row_bias=to(problem.row_bias), col_bias=to(problem.col_bias),
+    )
+
+
+def _raw_scores(problem: Problem):
+    """Scores before the clamp, of a problem already cast, and what the form saves for its gradients."""
+    s, saved = FORMS[problem.form].scores(problem.x, problem.y, problem.parameters)
+    if problem.row_bias is not None:
+        s = s + problem.row_bias[:, None]
+    if problem.col_bias is not None:
+        s = s + problem.col_bias
+    return s, saved
+
+
+def dense(problem: Problem) -> Tensor:
+    """(N, M) scores, -inf where a pair is excluded."""
+    s = _raw_scores(cast(problem))[0].clamp(problem.lo, problem.hi)
+    mask = excluded_pairs(problem)
+    return s if mask is None else s.masked_fill(mask, -math.inf)
+
+
+def forward(problem: Problem) -> tuple[Tensor, Tensor]:
+    s = dense(problem)
+    if problem.fn == "logsumexp":
+        def reduce(dim: int) -> Tensor:
+            return s.logsumexp(dim)
+    else:
+        values = POINTWISE[problem.fn].value(s)
+        mask = excluded_pairs(problem)
+        if mask is not None:
+            values = values.masked_fill(mask, 0)
+
+        def reduce(dim: int) -> Tensor:
+            return values.sum(dim)
+    nothing = s.new_empty(0)
+    return (reduce(1) if problem.wants_rows else nothing), (reduce(0) if problem.wants_columns else nothing)
+
+
+def weights(problem: Problem, s: Tensor, rows: Tensor, columns: Tensor,
+            grad_rows: Tensor, grad_columns: Tensor) -> Tensor:
+    """dL/ds for clamped scores s, from a statistic's values and the upstream gradients of rows and columns."""
+    if problem.fn != "logsumexp":
+        upstream = (grad_rows[:, None] if problem.wants_rows else 0) + (grad_columns if problem.wants_columns else 0)
+        return upstream * POINTWISE[problem.fn].derivative(s)
+    total = torch.zeros_like(s)
+    # An empty row or column has -inf for its statistic and no pair to weigh: +inf makes its weights 0, not NaN.
+    if problem.wants_rows:
+        total = total + grad_rows[:, None] * (s - rows.masked_fill(rows == -math.inf, math.inf)[:, None]).exp()
+    if problem.wants_columns:
+        total = total + grad_columns * (s - columns.masked_fill(columns == -math.inf, math.inf)).exp()
+    return total
+
+
+def backward(problem: Problem, rows: Tensor, columns: Tensor, grad_rows: Tensor, grad_columns: Tensor,
+             needs: list[bool]) -> list[Tensor | None]:
+    """Gradients of `problem.differentiable`, None where `needs` says so; itself differentiable by autograd."""
+    p = cast(problem)
+    raw, saved = _raw_scores(p)
+    g = weights(p, raw.clamp(p.lo, p.hi), rows, columns, grad_rows, grad_columns)
+    mask = excluded_pairs(p)
+    if p.clamped:
+        outside = ~((raw >= p.lo) & (raw <= p.hi))
+        mask = outside if mask is None else mask | outside
+    if mask is not None:
+        g = g.masked_fill(mask, 0)
+    dx, dy, dparameters = FORMS[p.form].gradients(p.x, p.y, p.parameters, saved, g)
+    found = [dx, dy, g.sum(1), g.sum(0), *dparameters]
+    return [
+        gradient.to(tensor.dtype) if needed and tensor is not None else None
+        for gradient, tensor, needed in zip(found, problem.differentiable, needs, strict=True)
+    ]

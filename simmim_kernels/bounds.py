@@ -1,0 +1,199 @@
+"""Variational bounds on mutual information, in nats, as functions of PairwiseScores.
+
+Every bound is a few lines over the joint scores and O(N) statistics of the marginal ones, so that it runs on
+every backend and autograd gives its exact gradient. Conventions: rows are anchors, columns candidates; "off" is
+the set of marginal pairs, all but the joint ones; Poole et al. 2019 is arXiv:1905.06922.
+
+All return a 0-dim tensor, float64 for float64 features and float32 otherwise, to be maximised (the lower
+bounds) or minimised (`leave_one_out` and `club` bound from above). They raise ValueError where the scores have
+no joint pairs (fewer columns than rows and no positives) or, if they need one, no marginal pair.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import validation
+from .scores import PairwiseScores
+
+
+def infonce(scores: PairwiseScores, symmetric: bool = False) -> Tensor:
+    """mean(s_ii - logsumexp_j s_ij) + log M, at most log M (van den Oord et al. 2018; Poole et al. 2019, eq. 10).
+
+    symmetric=True averages over both directions, from one pass; it needs the positives to be a permutation,
+    as the diagonal of a square matrix is. A value within 0.1 nat of log M is saturated: the information is
+    that or more, and only more columns can tell.
+    """
+    n, m = scores.shape
+    joint = scores.joint
+    if not symmetric:
+        return (joint - scores.logsumexp(1)).mean() + math.log(m)
+    if n != m:
+        raise ValueError(f"scores must be square for symmetric=True, got shape ({n}, {m})")
+    rows, columns = scores.logsumexps()
+    return joint.mean() - (rows.mean() + columns.mean()) / 2 + math.log(m)
+
+
+def dv(scores: PairwiseScores) -> Tensor:
+    """mean s_ii - logmeanexp_off s (Donsker and Varadhan; Poole et al. 2019, sec. 2.1). Biased by the batch log."""
+    return scores.joint.mean() - _marginal(scores, "dv").logmeanexp((0, 1))
+
+
+def mine(scores: PairwiseScores, log_running_mean: Tensor | Callable[[Tensor], Tensor]) -> Tensor:
+    """The value of `dv` with the gradient of MINE (Belghazi et al. 2018, sec. 3.2).
+
+    In the gradient a running mean of the partition function stands for the batch's own. It is given by its log,
+    or as a function from the log of the batch's partition function to that; MutualInformation(bound="mine")
+    keeps it.
+    """
+    joint, partition = scores.joint.mean(), _marginal(scores, "mine").logmeanexp((0, 1))
+    if not isinstance(log_running_mean, Tensor):
+        log_running_mean = log_running_mean(partition.detach())
+    objective = joint - (partition - log_running_mean.detach()).exp()
+    return _value_with_gradient_of(joint - partition, objective)
+
+
+def nwj(scores: PairwiseScores) -> Tensor:
+    """mean s_ii - mean_off e^(s - 1) (Nguyen, Wainwright and Jordan; Poole et al. 2019, eq. 5; MINE-f).
+
+    The optimal critic is 1 + log(p(x, y) / p(x)p(y)).
+    """
+    return scores.joint.mean() - (_marginal(scores, "nwj").logmeanexp((0, 1)) - 1).exp()
+
+
+def tuba(scores: PairwiseScores, log_baseline: float | Tensor) -> Tensor:
+    """1 + mean(s_ii - log a_i) - mean_off(e^s_ij / a_i) with log a = log_baseline, (N,) or one number.
+
+    Barber and Agakov, unnormalised (Poole et al. 2019, eq. 4). `nwj` is log a = 1.
+    """
+    log_baseline = _per_row(log_baseline, "log_baseline", scores)
+    shifted = _marginal(scores, "tuba")._shifted(-log_baseline)
+    return 1 + (scores.joint - log_baseline).mean() - shifted.logmeanexp((0, 1)).exp()
+
+
+def js(scores: PairwiseScores) -> Tensor:
+    """1 + mean s_ii - mean_off e^s, with the gradient of `js_divergence` (Poole et al. 2019, sec. 2.3).
+
+    The critic optimal for the Jensen-Shannon objective is log(p(x, y) / p(x)p(y)), so that it is read by tuba
+    with log a = 0; read by nwj, it would give I - 1/e.
+    """
+    value = 1 + scores.joint.mean() - _marginal(scores, "js").logmeanexp((0, 1)).exp()
+    return _value_with_gradient_of(value, js_divergence(scores))
+
+
+def js_divergence(scores: PairwiseScores) -> Tensor:
+    """-mean softplus(-s_ii) - mean_off softplus(s): the objective of Deep InfoMax (Hjelm et al. 2019, eq. 4).
+
+    Not nats of mutual information: a Jensen-Shannon divergence, shifted and scaled, at most 0.
+    """
+    marginal = _marginal(scores, "js_divergence")
+    joint = torch.nn.functional.logsigmoid(scores.joint).mean()
+    return joint - marginal.sum((0, 1), fn="softplus") / _count(marginal)
+
+
+def smile(scores: PairwiseScores, tau: float = 5.0) -> Tensor:
+    """mean s_ii - logmeanexp_off clamp(s, -tau, tau), with the gradient of `js_divergence`.
+
+    Song and Ermon 2020 (arXiv:1910.06222), eq. 15. Neither an upper nor a lower bound for finite tau.
+    """
+    validation.positive(tau, "tau")
+    value = scores.joint.mean() - _marginal(scores, "smile").clamp(-tau, tau).logmeanexp((0, 1))
+    return _value_with_gradient_of(value, js_divergence(scores))
+
+
+def interpolated(scores: PairwiseScores, alpha: float, log_baseline: float | Tensor) -> Tensor:
+    """I_alpha, between `infonce` (alpha 1) and `tuba` (alpha 0): Poole et al. 2019, sec. 2.4, leave-one-out form.
+
+        1 + mean_off(s_ii - log B_ij) - mean_off(e^s_ij / B_ii)
+        B_ij = alpha mean_{k != j} e^s_ik + (1 - alpha) e^log_baseline_i
+
+    In log space throughout, in three passes. A column that holds all but 1e-7 (float32) of what its row sums,
+    and is not the row's joint pair, cannot be told from 1: alpha = 1 with such scores gives inf.
+    """
+    if not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be a number in [0, 1], got {alpha!r}")
+    log_baseline = _per_row(log_baseline, "log_baseline", scores)
+    marginal = _marginal(scores, "interpolated")
+    if alpha == 0:
+        return tuba(scores, log_baseline)
+    joint, off = scores.joint, marginal.logsumexp(1)
+    count = marginal.count(1).to(scores.dtype)
+    log_share = math.log(alpha) - count.log()
+    floor = log_baseline + math.log(1 - alpha) if alpha < 1 else torch.full_like(log_baseline, -math.inf)
+    # B_ii sums the row without its joint pair, so no difference is taken there. B_ij is the whole row's sum T_i
+    # less the share of column j: log B_ij = log T_i + log1mexp(s_ij + log_share - log T_i).
+    log_b_joint = torch.logaddexp(off + log_share, floor)
+    log_total = torch.logaddexp(log_b_joint, joint + log_share)
+    left = marginal._shifted(log_share - log_total).sum(1, fn="log1mexp")
+    log_ratio = (count * (joint - log_total) - left).sum() / count.sum()
+    return 1 + log_ratio - ((off - log_b_joint).exp().sum() / count.sum())
+
+
+def flo(scores: PairwiseScores, u: float | Tensor) -> Tensor:
+    """1 - mean(u_i + e^-u_i mean_{j != i} e^(s_ij - s_ii)), with u (N,) or one number.
+
+    Fenchel-Legendre optimisation, Guo et al. 2022 (arXiv:2107.01131). The optimal u_i is
+    logmeanexp_{j != i} s_ij - s_ii.
+    """
+    u = _per_row(u, "u", scores)
+    return 1 - (u + (_marginal(scores, "flo").logmeanexp(1) - scores.joint - u).exp()).mean()
+
+
+def leave_one_out(scores: PairwiseScores) -> Tensor:
+    """mean(s_ii - logmeanexp_{j != i} s_ij): an upper bound where s = log p(y | x) (Poole et al. 2019, eq. 14)."""
+    return (scores.joint - _marginal(scores, "leave_one_out").logmeanexp(1)).mean()
+
+
+def club(scores: PairwiseScores) -> Tensor:
+    """mean s_ii - mean_ij s_ij over all pairs: an upper bound where s = log p(y | x) (Cheng et al. 2020, eq. 9)."""
+    return scores.joint.mean() - scores.sum((0, 1), fn="identity") / _count(scores)
+
+
+def readouts(scores: PairwiseScores, tau: float = 5.0) -> dict[str, Tensor]:
+    """What one critic reads as by several bounds, in nats and without gradient, from two passes over its scores.
+
+    "plug_in" is mean s_ii, the information itself where s = log(p(x, y) / p(x)p(y)); "ceiling" is log M, which
+    `infonce` cannot exceed. `nwj` expects 1 + log ratio, `js` and `smile` the log ratio: side by side they show
+    how far a critic is from either.
+    """
+    validation.positive(tau, "tau")
+    with torch.no_grad():
+        marginal = _marginal(scores, "readouts")
+        joint, rows = scores.joint, marginal.logsumexp(1)
+        mean, partition = joint.mean(), rows.logsumexp(0) - _count(marginal).log()
+        return {
+            "infonce": (joint - torch.logaddexp(joint, rows)).mean() + math.log(scores.shape[1]),
+            "nwj": mean - (partition - 1).exp(),
+            "dv": mean - partition,
+            "js": 1 + mean - partition.exp(),
+            "smile": mean - marginal.clamp(-tau, tau).logmeanexp((0, 1)),
+            "plug_in": mean,
+            "ceiling": torch.full_like(mean, math.log(scores.shape[1])),
+        }
+
+
+def _marginal(scores: PairwiseScores, bound: str) -> PairwiseScores:
+    if scores.shape[1] == 1:
+        raise ValueError(f"scores must have at least two columns for {bound}, which needs marginal pairs; "
+                         f"got shape {scores.shape}")
+    return scores.marginal
+
+
+def _count(scores: PairwiseScores) -> Tensor:
+    return scores.count((0, 1)).to(scores.dtype)
+
+
+def _per_row(value: float | Tensor, name: str, scores: PairwiseScores) -> Tensor:
+    """(N,) from a number, a tensor of one element, or a tensor of shape (N,) or (N, 1)."""
+    like = scores.joint
+    if not isinstance(value, Tensor) or value.numel() == 1:
+        return validation.scalar(value, name, like).expand(like.shape)
+    if value.dim() == 2 and value.shape[1] == 1:
+        value = value.squeeze(1)
+    return validation.vector(value, name, len(like), like)
+
+
+def _value_with_gradient_of(value: Tensor, objective: Tensor) -> Tensor:
+    return value.detach() + (objective - objective.detach())

@@ -1,0 +1,156 @@
+"""Critics: modules that score every pair of x (N, dx) and y (M, dy), as PairwiseScores.
+
+All but MLPCritic are affine in an inner product of features, so that one kernel family serves them.
+"""
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import validation
+from .scores import PairwiseScores
+
+
+class DotCritic(nn.Module):
+    """s_ij = scale <x_i, y_j>. `scale` is a number, or a tensor of one element that may require grad."""
+
+    def __init__(self, scale: float | Tensor = 1.0):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
+        return PairwiseScores(x, y, scale=self.scale, positives=positives)
+
+    def extra_repr(self) -> str:
+        return "" if isinstance(self.scale, Tensor) else f"scale={self.scale}"
+
+
+class CosineCritic(nn.Module):
+    """s_ij = cos(x_i, y_j) / temperature, as SimCLR and CLIP score pairs.
+
+    With learnable=True the parameter is log_temperature, so that the temperature stays positive.
+    """
+
+    def __init__(self, temperature: float = 0.07, learnable: bool = False):
+        super().__init__()
+        validation.positive(temperature, "temperature")
+        self._temperature = temperature
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if learnable else None
+
+    @property
+    def temperature(self) -> float | Tensor:
+        return self._temperature if self.log_temperature is None else self.log_temperature.exp()
+
+    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
+        x, y = validation.operands(x, y, ("x", "y"))
+        return PairwiseScores(F.normalize(x, dim=1), F.normalize(y, dim=1), scale=1 / self.temperature,
+                              positives=positives)
+
+    def extra_repr(self) -> str:
+        return f"temperature={float(self.temperature):.4g}, learnable={self.log_temperature is not None}"
+
+
+class BilinearCritic(nn.Module):
+    """s_ij = x_i^T W y_j with W = `weight` (dim_x, dim_y), as in CPC (van den Oord et al. 2018, eq. 3)."""
+
+    def __init__(self, dim_x: int, dim_y: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim_x, dim_y))
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
+        x, y = validation.operands(x, y, ("x", "y"), same_width=False)
+        validation.width(x, self.weight.shape[0], "x")
+        validation.width(y, self.weight.shape[1], "y")
+        return PairwiseScores(x @ self.weight.to(x.dtype), y, positives=positives)
+
+    def extra_repr(self) -> str:
+        return f"dim_x={self.weight.shape[0]}, dim_y={self.weight.shape[1]}"
+
+
+class GaussianCritic(nn.Module):
+    """s_ij = -|x_i - y_j|^2 / (2 bandwidth^2), an inner product with a row bias and a column bias.
+
+    With learnable=True the parameter is log_bandwidth.
+    """
+
+    def __init__(self, bandwidth: float = 1.0, learnable: bool = False):
+        super().__init__()
+        validation.positive(bandwidth, "bandwidth")
+        self._bandwidth = bandwidth
+        self.log_bandwidth = nn.Parameter(torch.tensor(math.log(bandwidth))) if learnable else None
+
+    @property
+    def bandwidth(self) -> float | Tensor:
+        return self._bandwidth if self.log_bandwidth is None else self.log_bandwidth.exp()
+
+    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
+        x, y = validation.operands(x, y, ("x", "y"))
+        if x.dtype in (torch.float32, torch.float64):
+            # Distances do not see a common shift, but their expansion into products loses |shift|^2 digits.
+            # In half precision the shift itself would round; the products are exact in float32 there.
+            centre = y.detach().mean(0)
+            x, y = x - centre, y - centre
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        precision = self.bandwidth ** -2
+        half_x, half_y = (0.5 * precision * t.to(dtype).square().sum(1) for t in (x, y))
+        return PairwiseScores(x, y, scale=precision, row_bias=-half_x, col_bias=-half_y, positives=positives)
+
+    def extra_repr(self) -> str:
+        return f"bandwidth={float(self.bandwidth):.4g}, learnable={self.log_bandwidth is not None}"
+
+
+class SeparableCritic(nn.Module):
+    """critic(g(x), h(y)): two towers, of whatever input, and a critic of their features."""
+
+    def __init__(self, g: nn.Module, h: nn.Module, critic: nn.Module | None = None):
+        super().__init__()
+        self.g, self.h = g, h
+        self.critic = DotCritic() if critic is None else critic
+
+    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
+        return self.critic(self.g(x), self.h(y), positives)
+
+
+class MLPCritic(nn.Module):
+    """s_ij = w . MLP([x_i, y_j]) + b: the concatenated critic, a ReLU network run on every pair.
+
+    `layers` counts hidden layers of width `hidden`. The first is split into its x and y halves, so that only the
+    later ones are run on N x M pairs; statistics recompute them tile by tile, in O((N + M) hidden) memory.
+    """
+
+    def __init__(self, dim_x: int, dim_y: int, hidden: int = 256, layers: int = 2):
+        super().__init__()
+        for value, name in ((dim_x, "dim_x"), (dim_y, "dim_y"), (hidden, "hidden"), (layers, "layers")):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        self.dim_x, self.dim_y = dim_x, dim_y
+        widths = [dim_x + dim_y] + [hidden] * layers
+        self.hidden_layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        self.output = nn.Linear(hidden, 1)
+
+    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
+        x, y = self._check(x, y)
+        first_weight, first_bias, *parameters = [*self.hidden_layers.parameters(), *self.output.parameters()]
+        weight_x, weight_y = first_weight.split([self.dim_x, self.dim_y], dim=1)
+        return PairwiseScores.of_mlp(F.linear(x, weight_x), F.linear(y, weight_y, first_bias), parameters, positives)
+
+    def pair_scores(self, x: Tensor, y: Tensor) -> Tensor:
+        """(N,) scores of the row-wise pairs (x_i, y_i), by the network as it stands."""
+        x, y = self._check(x, y, same_length=True)
+        hidden = torch.cat([x, y], dim=1)
+        for layer in self.hidden_layers:
+            hidden = layer(hidden).relu()
+        return self.output(hidden).squeeze(1)
+
+    def _check(self, x: Tensor, y: Tensor, same_length: bool = False) -> tuple[Tensor, Tensor]:
+        x, y = validation.operands(x, y, ("x", "y"), same_width=False, same_length=same_length)
+        validation.width(x, self.dim_x, "x")
+        validation.width(y, self.dim_y, "y")
+        if not torch.is_autocast_enabled(x.device.type) and x.dtype != self.output.weight.dtype:
+            raise TypeError(f"x and y must have the dtype of the critic's parameters, {self.output.weight.dtype}; "
+                            f"got {x.dtype}")
+        return x, y

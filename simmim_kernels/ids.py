@@ -1,0 +1,53 @@
+"""Integer ids: dense ranks, and how many pairs they exclude, in memory linear in rows and columns.
+
+No result's shape depends on the values, so that torch.compile and a GPU need not look at them.
+"""
+
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from .problem import Problem
+
+
+def dense_ranks(ids: Tensor) -> Tensor:
+    """(L,) int64 in [0, L): equal ids get equal ranks, and ranks are in the order of the ids."""
+    values, order = ids.sort()
+    steps = torch.cat([values.new_zeros(1), (values[1:] != values[:-1]).long()]).cumsum(0)
+    return torch.empty_like(steps).scatter(0, order, steps)
+
+
+def excluded_counts(problem: Problem, by_column: bool) -> Tensor:
+    """int64, the number of excluded pairs in each row (N,), or in each column (M,)."""
+    device = problem.x.device
+    counts = torch.zeros(problem.shape[by_column], dtype=torch.int64, device=device)
+    matched = torch.zeros(problem.shape[0], dtype=torch.bool, device=device)
+    positives = problem.positives
+    if positives is None:
+        positives = torch.arange(problem.shape[0], device=device)
+    if problem.row_ids is not None and problem.col_ids is not None:
+        mine, others = (problem.col_ids, problem.row_ids) if by_column else (problem.row_ids, problem.col_ids)
+        counts = counts + _matches(mine, others)
+        if problem.joint != "counted":
+            matched = (problem.row_ids == problem.col_ids[:, positives]).any(0)
+    if problem.joint == "counted":
+        return counts
+    # A joint pair that the ids left out is in again ("kept"); one that they did not is out now ("left_out").
+    change = (~matched).long() if problem.joint == "left_out" else -matched.long()
+    return counts.index_add(0, positives, change) if by_column else counts + change
+
+
+def _matches(mine: Tensor, others: Tensor) -> Tensor:
+    """How many of `others` (K, B) agree with each of `mine` (K, A) in any of the K ids: inclusion and exclusion."""
+    size = mine.shape[1]
+    total = torch.zeros(size, dtype=torch.int64, device=mine.device)
+    both = torch.cat([mine, others], dim=1)
+    for number in range(1, len(both) + 1):
+        for chosen in combinations(range(len(both)), number):
+            ranks = torch.zeros_like(both[0])
+            for k in chosen:
+                ranks = dense_ranks(ranks * both.shape[1] + dense_ranks(both[k]))
+            found = torch.zeros_like(ranks).index_add(0, ranks[size:], torch.ones_like(ranks[size:]))
+            total = total - (-1) ** number * found[ranks[:size]]
+    return total

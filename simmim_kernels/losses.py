@@ -1,0 +1,267 @@
+"""Losses that people already train with, as thin layers on PairwiseScores.
+
+Each is a function and a Module of the same name: options in the Module's constructor, tensors in its forward.
+Features have shape (N, d) and dtype float64, float32, bfloat16 or float16; losses come in float64 for float64
+features and in float32 for all others. `reduction` is "mean", "sum" or "none" (one value per anchor).
+Temperatures, scales and biases may be tensors that require grad.
+
+All raise TypeError or ValueError naming the argument, what it got and what it needs.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import validation
+from .ids import dense_ranks
+from .scores import PairwiseScores
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def info_nce_loss(query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None,
+                  temperature: float | Tensor = 0.1, reduction: str = "mean", symmetric: bool = False) -> Tensor:
+    """InfoNCE over cosine similarities (van den Oord et al. 2018, eq. 4), as the package info-nce-pytorch has it.
+
+    query, positive_key: (N, d), one pair a row. Without negative_keys the other rows' positive keys are the
+    negatives; negative_keys (M, d) take their place, shared by all queries. symmetric=True averages the losses of
+    both directions, from one pass; it needs in-batch negatives.
+    """
+    validation.choice(reduction, "reduction", REDUCTIONS)
+    validation.positive(temperature, "temperature")
+    validation.operands(query, positive_key, ("query", "positive_key"), same_length=True)
+    query, positive_key = F.normalize(query, dim=1), F.normalize(positive_key, dim=1)
+    scores = PairwiseScores(query, positive_key, scale=_inverse(temperature, query))
+    if negative_keys is None:
+        return _reduce(_both_directions(scores) if symmetric else scores.logsumexp(1) - scores.joint, reduction)
+    if symmetric:
+        raise ValueError("symmetric must be False where negative_keys are given: they have no direction back")
+    validation.operands(query, negative_keys, ("query", "negative_keys"))
+    negatives = PairwiseScores(query, F.normalize(negative_keys, dim=1), scale=_inverse(temperature, query))
+    return _reduce(F.softplus(negatives.logsumexp(1) - scores.joint, threshold=40), reduction)
+
+
+def clip_loss(image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor,
+              reduction: str = "mean") -> Tensor:
+    """CLIP's loss (Radford et al. 2021), as open_clip's ClipLoss: features are taken as they are, normalise first.
+
+    Mean of the cross entropies of logit_scale <image_i, text_j> over rows and over columns, from one pass.
+    """
+    validation.choice(reduction, "reduction", REDUCTIONS)
+    names = ("image_features", "text_features")
+    validation.operands(image_features, text_features, names, same_length=True)
+    logit_scale = validation.scalar(logit_scale, "logit_scale", image_features)
+    return _reduce(_both_directions(PairwiseScores(image_features, text_features, scale=logit_scale)), reduction)
+
+
+def siglip_loss(image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor,
+                logit_bias: float | Tensor | None = None, reduction: str = "mean") -> Tensor:
+    """SigLIP's loss (Zhai et al. 2023, alg. 1), as open_clip's SigLipLoss: features are taken as they are.
+
+    -log sigmoid(z_ij (logit_scale <image_i, text_j> + logit_bias)), z = 1 for the joint pairs and -1 for all
+    others, summed over all pairs and divided by N ("mean"), summed ("sum"), or summed over each row ("none").
+    """
+    validation.choice(reduction, "reduction", REDUCTIONS)
+    names = ("image_features", "text_features")
+    validation.operands(image_features, text_features, names, same_length=True)
+    logit_scale = validation.scalar(logit_scale, "logit_scale", image_features)
+    row_bias = None
+    if logit_bias is not None:
+        row_bias = validation.scalar(logit_bias, "logit_bias", image_features).expand(len(image_features))
+    scores = PairwiseScores(image_features, text_features, scale=logit_scale, row_bias=row_bias)
+    joint = -F.logsigmoid(scores.joint)
+    if reduction == "none":
+        return joint + scores.marginal.sum(1, fn="softplus")
+    total = joint.sum() + scores.marginal.sum((0, 1), fn="softplus")
+    return total / len(image_features) if reduction == "mean" else total
+
+
+def nt_xent_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.5, reduction: str = "mean") -> Tensor:
+    """NT-Xent (Chen et al. 2020, SimCLR, eq. 1), as lightly's NTXentLoss.
+
+    Each of the 2N views is an anchor, its other view the positive, all views but itself the candidates; the
+    values of reduction="none" are those of z1's rows, then of z2's.
+    """
+    validation.choice(reduction, "reduction", REDUCTIONS)
+    validation.positive(temperature, "temperature")
+    validation.operands(z1, z2, ("z1", "z2"), same_length=True)
+    n = len(z1)
+    z = F.normalize(torch.cat([z1, z2]), dim=1)
+    index = torch.arange(2 * n, device=z.device)
+    scores = PairwiseScores(z, z, scale=_inverse(temperature, z), positives=index.roll(n))
+    return _reduce(scores.exclude(index, index).logsumexp(1) - scores.joint, reduction)
+
+
+def supcon_loss(features: Tensor, labels: Tensor, temperature: float | Tensor = 0.07,
+                reduction: str = "mean") -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, L_out, eq. 2); features (N, d), integer labels (N,).
+
+    Every other row of an anchor's class is a positive. The mean runs over the anchors that have one; the others
+    contribute 0. The mean score of the positives is x_i . (the mean of its class without x_i): linear time.
+    """
+    validation.choice(reduction, "reduction", REDUCTIONS)
+    validation.positive(temperature, "temperature")
+    validation.features(features, "features")
+    ranks = dense_ranks(validation.integers(labels, "labels", len(features), features))
+    x = F.normalize(features, dim=1)
+    scale = _inverse(temperature, x)
+    index = torch.arange(len(x), device=x.device)
+    everyone = PairwiseScores(x, x, scale=scale).exclude(index, index).logsumexp(1)
+    z = x.to(everyone.dtype)
+    class_sums = torch.zeros_like(z).index_add(0, ranks, z)
+    class_sizes = torch.zeros_like(everyone).index_add(0, ranks, torch.ones_like(everyone))
+    others = class_sizes[ranks] - 1
+    joint = scale * (z * (class_sums[ranks] - z)).sum(1) / others.clamp(min=1)
+    return _reduce_over(everyone - joint, others > 0, reduction, empty=0.0)
+
+
+def dcl_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.1, reduction: str = "mean") -> Tensor:
+    """Decoupled contrastive loss (Yeh et al. 2022, eq. 6), as lightly's DCLLoss.
+
+    -s_ii + log-sum-exp of the other rows of the anchor's own view + that of the other rows of the other view,
+    averaged over the two views as anchors. z1, z2: (N, d) with N >= 2.
+    """
+    validation.choice(reduction, "reduction", REDUCTIONS)
+    validation.positive(temperature, "temperature")
+    validation.operands(z1, z2, ("z1", "z2"), same_length=True)
+    if len(z1) < 2:
+        raise ValueError(f"z1 and z2 must have at least two rows, got {tuple(z1.shape)}")
+    z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    scale = _inverse(temperature, z1)
+    across = PairwiseScores(z1, z2, scale=scale)
+    rows, columns = across.marginal.logsumexps()
+    within = [PairwiseScores(z, z, scale=scale).marginal.logsumexp(1) for z in (z1, z2)]
+    return _reduce((rows + columns + within[0] + within[1]) / 2 - across.joint, reduction)
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None,
+                         ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+    """F.cross_entropy(F.linear(x, weight, bias), target) without the (N, C) logits.
+
+    x (N, d), weight (C, d), bias (C,), target (N,) class indices in [0, C) or ignore_index, whose rows contribute
+    0. As in PyTorch the mean runs over the rows that are not ignored, and is NaN where there is none.
+    """
+    validation.choice(reduction, "reduction", REDUCTIONS)
+    validation.operands(x, weight, ("x", "weight"))
+    target = validation.indices(target, "target", len(x), len(weight), x, also=ignore_index)
+    if bias is not None:
+        bias = validation.vector(bias, "bias", len(weight), x)
+    counted = target != ignore_index
+    scores = PairwiseScores(x, weight, col_bias=bias, positives=target.where(counted, 0))
+    return _reduce_over(scores.logsumexp(1) - scores.joint, counted, reduction, empty=float("nan"))
+
+
+def _both_directions(scores: PairwiseScores) -> Tensor:
+    """(N,) cross entropies of the diagonal, the mean of row-wise and column-wise."""
+    rows, columns = scores.logsumexps()
+    return (rows + columns) / 2 - scores.joint
+
+
+def _inverse(temperature: float | Tensor, like: Tensor) -> Tensor:
+    return 1 / validation.scalar(temperature, "temperature", like)
+
+
+def _reduce(values: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return values
+    return values.mean() if reduction == "mean" else values.sum()
+
+
+def _reduce_over(values: Tensor, counted: Tensor, reduction: str, empty: float) -> Tensor:
+    """The reduction over the rows that count; the others are 0, and the mean over none of them is `empty`."""
+    values = values.where(counted, 0)
+    if reduction != "mean":
+        return _reduce(values, reduction)
+    number = counted.sum()
+    return torch.where(number > 0, values.sum() / number.clamp(min=1), empty)
+
+
+class _Loss(nn.Module):
+    """Holds a loss function's options; shows them in its repr."""
+
+    def __init__(self, **options):
+        super().__init__()
+        validation.choice(options["reduction"], "reduction", REDUCTIONS)
+        if "temperature" in options:
+            validation.positive(options["temperature"], "temperature")
+        for name, value in options.items():
+            setattr(self, name, value)
+        self._names = tuple(options)
+
+    @property
+    def _options(self) -> dict:
+        return {name: getattr(self, name) for name in self._names}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self._options.items())
+
+
+class InfoNCELoss(_Loss):
+    __doc__ = info_nce_loss.__doc__
+
+    def __init__(self, temperature: float | Tensor = 0.1, reduction: str = "mean", symmetric: bool = False):
+        super().__init__(temperature=temperature, reduction=reduction, symmetric=symmetric)
+
+    def forward(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None) -> Tensor:
+        return info_nce_loss(query, positive_key, negative_keys, **self._options)
+
+
+class ClipLoss(_Loss):
+    __doc__ = clip_loss.__doc__
+
+    def __init__(self, reduction: str = "mean"):
+        super().__init__(reduction=reduction)
+
+    def forward(self, image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor) -> Tensor:
+        return clip_loss(image_features, text_features, logit_scale, **self._options)
+
+
+class SigLipLoss(_Loss):
+    __doc__ = siglip_loss.__doc__
+
+    def __init__(self, reduction: str = "mean"):
+        super().__init__(reduction=reduction)
+
+    def forward(self, image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor,
+                logit_bias: float | Tensor | None = None) -> Tensor:
+        return siglip_loss(image_features, text_features, logit_scale, logit_bias, **self._options)
+
+
+class NTXentLoss(_Loss):
+    __doc__ = nt_xent_loss.__doc__
+
+    def __init__(self, temperature: float | Tensor = 0.5, reduction: str = "mean"):
+        super().__init__(temperature=temperature, reduction=reduction)
+
+    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
+        return nt_xent_loss(z1, z2, **self._options)
+
+
+class SupConLoss(_Loss):
+    __doc__ = supcon_loss.__doc__
+
+    def __init__(self, temperature: float | Tensor = 0.07, reduction: str = "mean"):
+        super().__init__(temperature=temperature, reduction=reduction)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        return supcon_loss(features, labels, **self._options)
+
+
+class DCLLoss(_Loss):
+    __doc__ = dcl_loss.__doc__
+
+    def __init__(self, temperature: float | Tensor = 0.1, reduction: str = "mean"):
+        super().__init__(temperature=temperature, reduction=reduction)
+
+    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
+        return dcl_loss(z1, z2, **self._options)
+
+
+class LinearCrossEntropyLoss(_Loss):
+    __doc__ = linear_cross_entropy.__doc__
+
+    def __init__(self, ignore_index: int = -100, reduction: str = "mean"):
+        super().__init__(ignore_index=ignore_index, reduction=reduction)
+
+    def forward(self, x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
+        return linear_cross_entropy(x, weight, target, bias, **self._options)

@@ -1,0 +1,37 @@
+"""Pointwise functions of a score whose sums over pairs are statistics, each with its derivative.
+
+A function added here is at once a statistic on the `reference` and `tiled` backends.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_LOG_2 = 0.6931471805599453
+
+
+class Pointwise(NamedTuple):
+    """psi(s) and psi'(s), elementwise and themselves differentiable by autograd."""
+
+    value: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Tensor]
+
+
+def log1mexp(s: Tensor) -> Tensor:
+    """log(1 - e^s) for s < 0, -inf at 0 and NaN above; the branches are those of Maechler (2012)."""
+    near_zero = s > -_LOG_2
+    # Each branch sees only arguments that it is accurate for, so that the other's gradient is never 0 * inf.
+    small = torch.where(near_zero, s, -_LOG_2)
+    large = torch.where(near_zero, -_LOG_2, s)
+    return torch.where(near_zero, (-torch.expm1(small)).log(), torch.log1p(-large.exp()))
+
+
+POINTWISE: dict[str, Pointwise] = {
+    "identity": Pointwise(lambda s: s, torch.ones_like),
+    "softplus": Pointwise(lambda s: -F.logsigmoid(-s), torch.sigmoid),
+    "square": Pointwise(torch.square, lambda s: 2 * s),
+    "log1mexp": Pointwise(log1mexp, lambda s: -1 / torch.expm1(-s)),
+}

@@ -1,0 +1,69 @@
+"""The symbolic description of one pairwise statistic: what every backend is handed."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Problem(NamedTuple):
+    """Scores of all N x M pairs, never materialised, and the statistic wanted of them.
+
+        s_ij = clamp(form(x_i, y_j; parameters) + row_bias_i + col_bias_j, lo, hi)
+
+    The fields stand in the order of the operator's schema (statistic.py).
+    """
+
+    x: Tensor
+    """(N, d) left operands."""
+    y: Tensor
+    """(M, d) right operands."""
+    parameters: list[Tensor]
+    """Of the form: the scale of an inner product, or the weights of a pairwise network."""
+    row_bias: Tensor | None = None
+    """(N,)"""
+    col_bias: Tensor | None = None
+    """(M,)"""
+    positives: Tensor | None = None
+    """(N,) int64, the column of each row's joint pair; None stands for the diagonal."""
+    row_ids: Tensor | None = None
+    """(K, N) int64: pair (i, j) is excluded when row_ids[k, i] == col_ids[k, j] for any k."""
+    col_ids: Tensor | None = None
+    """(K, M) int64"""
+    form: str = "inner_product"
+    """A key of forms.FORMS."""
+    fn: str = "logsumexp"
+    """"logsumexp", or a key of pointwise.POINTWISE whose values are summed."""
+    dims: str = "rows"
+    """"rows" reduces over columns and gives (N,); "columns" gives (M,); "both" gives the two from one pass."""
+    lo: float = -math.inf
+    hi: float = math.inf
+    joint: str = "counted"
+    """How the joint pairs enter: "counted" as any pair, "left_out" always, "kept" whatever the ids say."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.x.shape[0], self.y.shape[0]
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype of products and statistics: float64 for float64 operands, float32 for all others."""
+        return torch.float64 if self.x.dtype == torch.float64 else torch.float32
+
+    @property
+    def wants_rows(self) -> bool:
+        return self.dims in ("rows", "both")
+
+    @property
+    def wants_columns(self) -> bool:
+        return self.dims in ("columns", "both")
+
+    @property
+    def clamped(self) -> bool:
+        return self.lo > -math.inf or self.hi < math.inf
+
+    @property
+    def differentiable(self) -> list[Tensor | None]:
+        """The tensors that a gradient is computed for, in the order in which backends return the gradients."""
+        return [self.x, self.y, self.row_bias, self.col_bias, *self.parameters]

@@ -1,0 +1,210 @@
+"""PairwiseScores: the N x M matrix of critic scores as a symbol, and its differentiable statistics."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import validation
+from .backends import reference
+from .forms import FORMS
+from .ids import excluded_counts
+from .pointwise import POINTWISE
+from .problem import Problem
+from .statistic import statistic, without_autocast
+
+# Counting pairs looks at every subset of the exclusions, so their number is limited.
+_MOST_EXCLUSIONS = 6
+
+Dim = int | tuple[int, int]
+
+
+class PairwiseScores:
+    """Scores s_ij = clamp(scale <x_i, y_j> + row_bias_i + col_bias_j, lo, hi), minus excluded pairs.
+
+    Rows are the anchors x (N, d), columns the candidates y (M, d). `positives` (N,) int64 is the column of each
+    row's joint pair, by default the diagonal, which needs M >= N wherever a joint pair is asked for. All
+    statistics are differentiable in x, y, scale and both biases, take O(N + M) memory beyond them, and come in
+    float64 for float64 operands and in float32 for all others.
+
+    Raises TypeError or ValueError for operands of unequal width, dtype or device, and for empty ones.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, *, scale: float | Tensor = 1.0, row_bias: Tensor | None = None,
+                 col_bias: Tensor | None = None, positives: Tensor | None = None):
+        x, y = _autocast(*validation.operands(x, y, ("x", "y")))
+        self._adopt(Problem(x, y, [validation.scalar(scale, "scale", x)]), row_bias, col_bias, positives)
+
+    @classmethod
+    def of_mlp(cls, x: Tensor, y: Tensor, parameters: Sequence[Tensor],
+               positives: Tensor | None = None) -> "PairwiseScores":
+        """Scores of a network on concatenated operands, from its first layer's two halves; see ConcatenatedMLP."""
+        scores = cls.__new__(cls)
+        x, y = validation.operands(x, y, ("x", "y"))
+        scores._adopt(Problem(x, y, list(parameters), form="concatenated_mlp"), None, None, positives)
+        return scores
+
+    def _adopt(self, problem: Problem, row_bias: Tensor | None, col_bias: Tensor | None,
+               positives: Tensor | None) -> None:
+        (n, m), x = problem.shape, problem.x
+        self._problem = problem._replace(
+            row_bias=None if row_bias is None else validation.vector(row_bias, "row_bias", n, x),
+            col_bias=None if col_bias is None else validation.vector(col_bias, "col_bias", m, x),
+            positives=None if positives is None else validation.indices(positives, "positives", n, m, x))
+
+    def _with(self, **changes) -> "PairwiseScores":
+        scores = type(self).__new__(type(self))
+        scores._problem = self._problem._replace(**changes)
+        return scores
+
+    def __repr__(self) -> str:
+        p = self._problem
+        return f"PairwiseScores(shape={self.shape}, form={p.form!r}, dtype={p.x.dtype}, device={p.x.device})"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, M)"""
+        return self._problem.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the statistics: float64 for float64 operands, float32 for all others."""
+        return self._problem.compute_dtype
+
+    @property
+    def joint(self) -> Tensor:
+        """(N,) scores of the joint pairs, clamped as the others are. Raises ValueError where a row has none."""
+        self._need_positives()
+        p = reference.cast(self._problem)
+        n, m = p.shape
+        y, col_bias = p.y, p.col_bias
+        if p.positives is not None:
+            y, col_bias = y[p.positives], None if col_bias is None else col_bias[p.positives]
+        elif m > n:
+            y, col_bias = y[:n], None if col_bias is None else col_bias[:n]
+        with without_autocast(p.x.device):
+            s = FORMS[p.form].pairs(p.x, y, p.parameters)
+        for bias in (p.row_bias, col_bias):
+            if bias is not None:
+                s = s + bias
+        return s.clamp(p.lo, p.hi) if p.clamped else s
+
+    @property
+    def marginal(self) -> "PairwiseScores":
+        """The same scores without the joint pairs. Raises ValueError where a row has none."""
+        self._need_positives()
+        return self._with(joint="left_out")
+
+    def _need_positives(self) -> None:
+        n, m = self.shape
+        if self._problem.positives is None and m < n:
+            raise ValueError("positives must be given where there are fewer columns than rows, "
+                             f"got none for scores of shape ({n}, {m})")
+
+    def exclude(self, row_ids: Tensor, col_ids: Tensor, keep_joint: bool = False) -> "PairwiseScores":
+        """Leaves pair (i, j) out of every statistic where row_ids[i] == col_ids[j], joint pairs included.
+
+        With keep_joint=True joint pairs stay in whatever the ids say, as the removal of false negatives wants;
+        this then holds for all exclusions of the scores. Exclusions add up, six at most.
+        """
+        p, (n, m) = self._problem, self.shape
+        row_ids = validation.integers(row_ids, "row_ids", n, p.x)[None]
+        col_ids = validation.integers(col_ids, "col_ids", m, p.x)[None]
+        joint = p.joint
+        if keep_joint and joint == "counted":
+            self._need_positives()
+            joint = "kept"
+        if p.row_ids is not None and p.col_ids is not None:
+            if len(p.row_ids) == _MOST_EXCLUSIONS:
+                raise ValueError(f"exclude can be applied {_MOST_EXCLUSIONS} times at most, got one more")
+            if p.joint != "left_out" and keep_joint != (p.joint == "kept"):
+                raise ValueError(f"keep_joint must be the same in every exclude of the same scores, got {keep_joint}")
+            row_ids, col_ids = torch.cat([p.row_ids, row_ids]), torch.cat([p.col_ids, col_ids])
+        return self._with(row_ids=row_ids, col_ids=col_ids, joint=joint)
+
+    def clamp(self, lo: float, hi: float) -> "PairwiseScores":
+        """Scores limited to [lo, hi] (nats); the gradient is zero outside, as torch.clamp has it."""
+        lo, hi = validation.limits(lo, hi)
+        p = self._problem
+        # clamp(clamp(s, a, b), c, d), as one clamp.
+        return self._with(lo=min(max(p.lo, lo), hi), hi=min(max(p.hi, lo), hi))
+
+    def _shifted(self, row_bias: Tensor) -> "PairwiseScores":
+        """The same scores plus a row bias (N,)."""
+        p = self._problem
+        row_bias = validation.vector(row_bias, "row_bias", self.shape[0], p.x)
+        return self._with(row_bias=row_bias if p.row_bias is None else p.row_bias + row_bias)
+
+    def _statistic(self, fn: str, dims: str, backend: str | None) -> tuple[Tensor, Tensor]:
+        return statistic(self._problem._replace(fn=fn, dims=dims), backend)
+
+    def logsumexp(self, dim: Dim, backend: str | None = None) -> Tensor:
+        """log sum exp over columns (dim 1, (N,)), rows (dim 0, (M,)) or all pairs (dim (0, 1), ()), in nats.
+
+        An entry that sums no pair is -inf, with zero gradient.
+        """
+        dims = validation.dimension(dim)
+        if dims == "columns":
+            return self._statistic("logsumexp", "columns", backend)[1]
+        rows = self._statistic("logsumexp", "rows", backend)[0]
+        return _logsumexp(rows) if dims == "total" else rows
+
+    def logsumexps(self, backend: str | None = None) -> tuple[Tensor, Tensor]:
+        """logsumexp(1) and logsumexp(0) from one pass over the scores."""
+        return self._statistic("logsumexp", "both", backend)
+
+    def logmeanexp(self, dim: Dim, backend: str | None = None) -> Tensor:
+        """logsumexp(dim) - log count(dim), in nats; -inf where there is no pair."""
+        count = self._known_count(dim)
+        total = self.logsumexp(dim, backend)
+        if count is None:
+            return total - self.count(dim).clamp(min=1).to(self.dtype).log()
+        return total - math.log(max(count, 1))
+
+    def sum(self, dim: Dim, fn: str = "softplus", backend: str | None = None) -> Tensor:
+        """Sum of a pointwise function of the scores: softplus, square, log1mexp or identity."""
+        validation.choice(fn, "fn", list(POINTWISE))
+        dims = validation.dimension(dim)
+        if dims == "columns":
+            return self._statistic(fn, "columns", backend)[1]
+        rows = self._statistic(fn, "rows", backend)[0]
+        return rows.sum() if dims == "total" else rows
+
+    def count(self, dim: Dim) -> Tensor:
+        """int64, how many pairs each entry of a statistic over `dim` sums, in O(N + M) memory."""
+        dims = validation.dimension(dim)
+        n, m = self.shape
+        excluded = excluded_counts(self._problem, by_column=dims == "columns")
+        counts = (n if dims == "columns" else m) - excluded
+        return counts.sum() if dims == "total" else counts
+
+    def _known_count(self, dim: Dim) -> int | None:
+        """count(dim) where it is one number that needs no look at any tensor, else None."""
+        dims = validation.dimension(dim)
+        n, m = self.shape
+        if self._problem.row_ids is not None or (dims == "columns" and self._problem.joint == "left_out"):
+            return None
+        by_row = m - (self._problem.joint == "left_out")
+        return {"rows": by_row, "columns": n, "total": n * by_row}[dims]
+
+    def dense(self) -> Tensor:
+        """(N, M) scores, materialised and differentiable, -inf where excluded: for looking, and for tests."""
+        return reference.dense(self._problem)
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Operands in autocast's dtype where it is on, as a matrix product would take them."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def _logsumexp(values: Tensor) -> Tensor:
+    """torch.logsumexp over all entries, with zero gradient and not NaN where every entry is -inf."""
+    total = values.detach().logsumexp(0)
+    empty = total == -torch.inf
+    safe = torch.where(empty, torch.zeros_like(values), values)
+    return torch.where(empty, total, safe.logsumexp(0))

@@ -1,0 +1,175 @@
+"""The pairwise statistic as a PyTorch operator: schema, fake, autograd, and dispatch to a backend.
+
+`simmim_kernels::statistic` gives the O(N + M) numbers, `simmim_kernels::statistic_backward` the gradients.
+An autograd.Function with `setup_context` ties them together, since torch.func transforms take that and not
+torch.library.register_autograd.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from .backends import BACKENDS, select
+from .problem import Problem
+from .second_derivatives import second_derivatives
+
+_PROBLEM = ("Tensor x, Tensor y, Tensor[] parameters, Tensor? row_bias, Tensor? col_bias, Tensor? positives, "
+            "Tensor? row_ids, Tensor? col_ids, str form, str fn, str dims, float lo, float hi, str joint")
+
+_library = torch.library.Library("simmim_kernels", "DEF")
+_library.define(f"statistic({_PROBLEM}, str backend) -> (Tensor rows, Tensor columns)")
+_library.define(f"statistic_backward({_PROBLEM}, str backend, Tensor rows, Tensor columns, Tensor grad_rows, "
+                "Tensor grad_columns, bool[] needs) -> Tensor[]")
+
+# Problem's fields before `parameters` and after it: autograd.Function wants every tensor as an argument of its
+# own, so the parameters, which are as many as the form has, go last.
+_TENSORS = 7
+
+
+def statistic(problem: Problem, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    """Row and column values of a validated problem, differentiable; empty where `dims` does not ask for them."""
+    name = select(problem, backend)
+    return _apply((*problem, name))
+
+
+def _apply(arguments: tuple) -> tuple[Tensor, Tensor]:
+    """PairwiseStatistic on the operator's arguments."""
+    x, y, parameters, *rest = arguments
+    optional, settings = rest[:_TENSORS - 2], tuple(rest[_TENSORS - 2:])
+    return PairwiseStatistic.apply(settings, x, y, *optional, *parameters)
+
+
+def _operands(tensors: Sequence[Tensor | None]) -> tuple:
+    """The tensor arguments of the operators, out of those of an autograd.Function."""
+    x, y, *optional = tensors[:_TENSORS]
+    return (x, y, list(tensors[_TENSORS:]), *optional)
+
+
+def without_autocast(device: torch.device):
+    # The operands were cast where autocast applies, at the critic; the statistics' own products must not be.
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def _forward(*arguments) -> tuple[Tensor, Tensor]:
+    *fields, backend = arguments
+    problem = Problem(*fields)
+    with without_autocast(problem.x.device):
+        return BACKENDS[backend].forward(problem)
+
+
+def _backward(*arguments) -> list[Tensor]:
+    *fields, backend, rows, columns, grad_rows, grad_columns, needs = arguments
+    problem = Problem(*fields)
+    with without_autocast(problem.x.device):
+        found = BACKENDS[backend].backward(problem, rows, columns, grad_rows, grad_columns, needs)
+    # An operator's list of tensors has no room for None.
+    return [problem.x.new_empty(0) if gradient is None else gradient for gradient in found]
+
+
+def _fake_forward(*arguments) -> tuple[Tensor, Tensor]:
+    problem = Problem(*arguments[:-1])
+    n, m = problem.shape
+
+    def values(wanted: bool, size) -> Tensor:
+        return problem.x.new_empty(size if wanted else 0, dtype=problem.compute_dtype)
+
+    return values(problem.wants_rows, n), values(problem.wants_columns, m)
+
+
+def _fake_backward(*arguments) -> list[Tensor]:
+    *fields, _, _, _, _, _, needs = arguments
+    problem = Problem(*fields)
+    return [
+        problem.x.new_empty(0) if tensor is None or not needed else tensor.new_empty(tensor.shape)
+        for tensor, needed in zip(problem.differentiable, needs, strict=True)
+    ]
+
+
+def _autograd_forward(*arguments) -> tuple[Tensor, Tensor]:
+    """For those who call torch.ops.simmim_kernels.statistic themselves."""
+    tensors = Problem(*arguments[:-1]).differentiable
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _apply(arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.simmim_kernels.statistic(*arguments)
+
+
+_library.impl("statistic", _forward, "CompositeExplicitAutograd")
+_library.impl("statistic", _autograd_forward, "Autograd")
+_library.impl("statistic_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("simmim_kernels::statistic", _fake_forward, lib=_library)
+torch.library.register_fake("simmim_kernels::statistic_backward", _fake_backward, lib=_library)
+
+
+def _loop_over_batch(function, info, in_dims, arguments):
+    """vmap by a loop: every example is a statistic of its own."""
+    outputs = [
+        function.apply(*(a if dim is None else a.select(dim, i) for a, dim in zip(arguments, in_dims, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    return tuple(torch.stack(column) if column[0] is not None else None for column in zip(*outputs, strict=True))
+
+
+class PairwiseStatistic(torch.autograd.Function):
+    """(settings, x, y, row_bias, col_bias, positives, row_ids, col_ids, *parameters) -> (rows, columns)"""
+
+    @staticmethod
+    def forward(settings, *tensors):
+        return torch.ops.simmim_kernels.statistic(*_operands(tensors), *settings)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.settings, *tensors = inputs
+        ctx.save_for_backward(*tensors, *output)
+
+    @staticmethod
+    def backward(ctx, grad_rows, grad_columns):
+        *tensors, rows, columns = ctx.saved_tensors
+        needed = ctx.needs_input_grad[1:]
+        needs = [*needed[:4], *needed[_TENSORS:]]
+        if torch.is_grad_enabled():
+            found = PairwiseStatisticBackward.apply(
+                ctx.settings, needs, rows, columns, grad_rows, grad_columns, *tensors)
+        else:
+            found = torch.ops.simmim_kernels.statistic_backward(
+                *_operands(tensors), *ctx.settings, rows, columns, grad_rows, grad_columns, needs)
+        found = [gradient if need else None for gradient, need in zip(found, needs, strict=True)]
+        return None, *found[:4], None, None, None, *found[4:]
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        outputs = _loop_over_batch(PairwiseStatistic, info, in_dims, arguments)
+        return outputs, (0, 0)
+
+
+class PairwiseStatisticBackward(torch.autograd.Function):
+    """The gradients as a function that can be differentiated once more, whatever backend made them.
+
+    (settings, needs, rows, columns, grad_rows, grad_columns, x, y, row_bias, ...) -> gradients
+    """
+
+    @staticmethod
+    def forward(settings, needs, rows, columns, grad_rows, grad_columns, *tensors):
+        return tuple(torch.ops.simmim_kernels.statistic_backward(
+            *_operands(tensors), *settings, rows, columns, grad_rows, grad_columns, needs))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.settings, ctx.needs, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, *upstream):
+        statistics, tensors = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        problem = Problem(*_operands(tensors), *ctx.settings[:-1])
+        found = second_derivatives(problem, ctx.needs, statistics, upstream)
+        return None, None, *found[:8], None, None, None, *found[8:]
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        outputs = _loop_over_batch(PairwiseStatisticBackward, info, in_dims, arguments)
+        return outputs, tuple(None if output is None else 0 for output in outputs)
