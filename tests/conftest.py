@@ -1,0 +1,35 @@
+import os
+
+import pytest
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One thread a worker: the problems are small, and threads of several workers get in each other's way.
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; none here"))
+
+
+@pytest.fixture(autouse=True)
+def _nan_in_fresh_memory():
+    """Deterministic mode fills torch.empty with NaN, so that an element which no one wrote is seen."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Tiles of a few pairs, so that small problems have seams in both directions."""
+    from simmim_kernels.backends import tiled
+
+    monkeypatch.setattr(tiled, "_TILE_ROWS", 16)
+    monkeypatch.setattr(tiled, "_TILE_COLUMNS", 24)
+    monkeypatch.setattr(tiled, "_MLP_TILE_BYTES", 2**14)

@@ -1,0 +1,221 @@
+"""Every statistic, option, shape and dtype against dense float64, value and all gradients."""
+
+import itertools
+
+import pytest
+import torch
+from truth import BACKENDS, Case, assert_close, gradients, run, weighted
+
+import simmim_kernels as sk
+
+DIMS = (1, 0, (0, 1))
+SIZES = (1, 2, 3, 17, 63, 64, 65, 127, 129, 255)
+WIDTHS = (1, 3, 7, 16, 33, 64, 128)
+
+OPTIONS = {
+    "plain": {},
+    "biases": {"biases": True},
+    "clamp": {"clamp": (-0.4, 0.6)},
+    "ids": {"ids": 1},
+    "two ids": {"ids": 2, "biases": True},
+    "marginal": {"joint": "left_out"},
+    "marginal of positives": {"joint": "left_out", "positives": True},
+    "marginal, ids and clamp": {"joint": "left_out", "ids": 1, "clamp": (-0.5, 0.5)},
+    "ids that keep the joint pairs": {"joint": "kept", "ids": 2, "positives": True},
+    "strided": {"strided": True, "biases": True},
+}
+
+
+def check(case: Case, fn: str, dim, backend: str) -> None:
+    got = run(sk, case.scores(sk), fn, dim, backend)
+    wide = case.upcast()
+    want = case.statistic(wide, fn, dim)
+    low = torch.float64 if case.dtype == torch.float64 else torch.float32
+    assert got.dtype == low
+    half = case.dtype in (torch.bfloat16, torch.float16)
+    dense = dict.fromkeys(("value", *case.tensors))
+    if half:
+        own = {k: v.detach().to(case.dtype).requires_grad_() for k, v in case.tensors.items()}
+        value = case.statistic(own, fn, dim)
+        dense = {"value": value.detach(), **gradients(weighted(value), own)}
+    assert_close(got.detach(), want.detach(), dense["value"], "value")
+    found, truth = gradients(weighted(got), case.tensors), gradients(weighted(want), wide)
+    for name in case.tensors:
+        assert found[name].dtype == case.tensors[name].dtype
+        assert_close(found[name], truth[name], dense[name], name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+@pytest.mark.parametrize("dim", DIMS, ids=str)
+@pytest.mark.parametrize("fn", ["logsumexp", "softplus", "square", "identity"])
+def test_options(fn, dim, options, backend, small_tiles):
+    check(Case(37, 53, 5, **options), fn, dim, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dim", DIMS, ids=str)
+@pytest.mark.parametrize("options", [{}, {"joint": "left_out"}, {"ids": 1}], ids=str)
+def test_log1mexp_of_negative_scores(dim, options, backend, small_tiles):
+    case = Case(37, 53, 5, biases=True, scale=0.3, **options)
+    with torch.no_grad():
+        case.tensors["row_bias"] -= float(case.dense(case.tensors).max()) + 0.05
+    check(case, "log1mexp", dim, backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("n", "m"), [*zip(SIZES, SIZES, strict=True), *itertools.pairwise(SIZES), (129, 17), (64, 3)])
+def test_shapes_and_dtypes(n, m, dtype, small_tiles):
+    d = WIDTHS[(n + m) % len(WIDTHS)]
+    for fn, dim in (("logsumexp", 1), ("logsumexp", 0), ("softplus", (0, 1))):
+        check(Case(n, m, d, dtype), fn, dim, "tiled")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("n", "m", "d"), [(1000, 1300, 384), (520, 1030, 1000), (1000, 129, 1024), (600, 600, 512)])
+def test_whole_tiles_and_their_ragged_ends(n, m, d, dtype):
+    check(Case(n, m, d, dtype, biases=True, ids=1), "logsumexp", 0, "tiled")
+    check(Case(n, m, d, dtype), "softplus", 1, "tiled")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+def test_rows_and_columns_at_once(options, backend, small_tiles):
+    case = Case(37, 53, 5, **options)
+    rows, columns = case.scores(sk).logsumexps(backend=backend)
+    wide = case.upcast()
+    want = [case.statistic(wide, "logsumexp", dim) for dim in (1, 0)]
+    assert_close(rows.detach(), want[0].detach())
+    assert_close(columns.detach(), want[1].detach())
+    found = gradients(weighted(rows) + weighted(columns.square()), case.tensors)
+    truth = gradients(weighted(want[0]) + weighted(want[1].square()), wide)
+    for name in case.tensors:
+        assert_close(found[name], truth[name], name=name)
+
+
+@pytest.mark.parametrize("spread", [1, 30, 300, 3000], ids=lambda s: f"scores to {s}")
+@pytest.mark.parametrize("columns_differ", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_rows_and_columns_of_very_different_size(spread, columns_differ, dtype, small_tiles):
+    """Every way of choosing the reference of an exponential, fixed, shared or running, is right."""
+    case = Case(40, 60, 8, dtype, biases=True)
+    size = torch.linspace(-spread, spread, 60 if columns_differ else 40)
+    case.tensors["col_bias" if columns_differ else "row_bias"] = size.to(dtype).requires_grad_()
+    rows, columns = case.scores(sk).logsumexps()
+    wide = case.upcast()
+    want = [case.statistic(wide, "logsumexp", dim) for dim in (1, 0)]
+    for got, truth in zip((rows, columns), want, strict=True):
+        assert_close(got.detach(), truth.detach())
+    found = gradients(weighted(rows) + weighted(columns), case.tensors)
+    truth = gradients(weighted(want[0]) + weighted(want[1]), wide)
+    # A score of size s is rounded to s * eps in float32, whoever computes it, and its weight with it.
+    slack = 1 if dtype == torch.float64 else max(1, spread / 30)
+    for name in case.tensors:
+        assert (found[name] - truth[name]).abs().max() <= slack * {torch.float64: 1e-10, torch.float32: 1e-5}[
+            dtype] * truth[name].abs().max(), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_rows_and_columns(backend, small_tiles):
+    case = Case(40, 60, 5)
+    row_ids, col_ids = torch.arange(40), 100 + torch.arange(60)
+    row_ids[7] = 200
+    col_ids[:] = torch.where(torch.arange(60) == 11, 300, 100)
+    row_ids[20:] = 100
+    scores = case.scores(sk).exclude(row_ids, col_ids).exclude(torch.full((40,), 300), col_ids)
+    rows, columns = scores.logsumexps(backend=backend)
+    empty = torch.zeros(40, dtype=torch.bool)
+    empty[20:] = True
+    assert torch.equal(rows.isneginf(), empty)
+    assert torch.equal(columns.isneginf(), torch.arange(60) == 11)
+    found = gradients(rows.sum() + columns.sum(), case.tensors)
+    assert all(torch.isfinite(g).all() for g in found.values())
+    assert (found["x"][20:] == 0).all()
+    assert (found["y"][11] == 0).all()
+    total = scores.logsumexp((0, 1), backend=backend)
+    assert torch.isfinite(torch.autograd.grad(total, case.tensors["x"])[0]).all()
+    everything = case.scores(sk).exclude(torch.zeros(40, dtype=torch.long), torch.zeros(60, dtype=torch.long))
+    total = everything.logmeanexp((0, 1), backend=backend)
+    assert total.isneginf()
+    assert (torch.autograd.grad(total, case.tensors["x"])[0] == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_scores_of_ten_thousand(dtype, backend, small_tiles):
+    x = torch.tensor([[100.0], [-100.0], [1.0], [0.0]], dtype=dtype, requires_grad=True)
+    y = torch.tensor([[100.0], [-100.0], [50.0]], dtype=dtype, requires_grad=True)
+    scores = sk.DotCritic()(x, y)
+    rows, columns = scores.logsumexps(backend=backend)
+    want = torch.tensor([1e4, 1e4, 100.0, torch.tensor(3.0).log()])
+    assert torch.allclose(rows.float(), want)
+    assert torch.allclose(columns.float(), torch.tensor([1e4, 1e4, 5e3]))
+    dx, dy = torch.autograd.grad(rows.sum() + columns.sum(), (x, y))
+    s = (x.double() @ y.double().T).detach()
+    g = s.softmax(1) + s.softmax(0)
+    assert torch.allclose(dx.double(), g @ y.double(), rtol=1e-2 if dtype == torch.bfloat16 else 1e-6)
+    assert torch.allclose(dy.double(), g.T @ x.double(), rtol=1e-2 if dtype == torch.bfloat16 else 1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fp16_logits_beyond_its_range(backend):
+    x = torch.full((3, 4), 200.0, dtype=torch.float16, requires_grad=True)
+    value = sk.DotCritic(scale=2.0)(x, x).logsumexp(1, backend=backend)
+    assert torch.allclose(value, torch.full((3,), 320000.0) + torch.tensor(3.0).log())
+    value.sum().backward()
+    # The log-sum-exp is rounded to float32, 0.03 at this size, and the weights by that much.
+    assert torch.allclose(x.grad.float(), torch.full((3, 4), 800.0), rtol=0.02)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_and_inf_are_not_hidden(backend, small_tiles):
+    x, y = torch.randn(20, 3), torch.randn(30, 3)
+    x[4, 1] = torch.nan
+    x.requires_grad_()
+    rows, columns = sk.DotCritic()(x, y).logsumexps(backend=backend)
+    assert torch.equal(rows.isnan(), torch.arange(20) == 4)
+    assert columns.isnan().all()
+    assert torch.autograd.grad(rows.sum(), x)[0][4].isnan().all()
+    x = torch.ones(20, 1)
+    x[4] = torch.inf
+    rows, columns = sk.DotCritic()(x, torch.ones(30, 1)).logsumexps(backend=backend)
+    assert torch.equal(rows.isposinf(), torch.arange(20) == 4)
+    assert columns.isposinf().all()
+
+
+def test_duplicates(small_tiles):
+    x = torch.ones(50, 3, dtype=torch.float64)
+    rows, columns = sk.DotCritic()(x, x).logsumexps()
+    want = torch.full((50,), 3 + torch.tensor(50.0).double().log(), dtype=torch.float64)
+    assert_close(rows, want)
+    assert_close(columns, want)
+
+
+def test_a_planted_error_is_seen(monkeypatch, small_tiles):
+    """The comparison fails for a backend that forgets one column of one tile, or halves one weight."""
+    from simmim_kernels.backends import tiled
+
+    fill = tiled._Walk.fill_excluded
+
+    def forget(self, tile, values, value):
+        fill(self, tile, values, value)
+        if tile.cols.start == 24:
+            values[:, -1] = value
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiled._Walk, "fill_excluded", forget)
+        with pytest.raises(AssertionError, match="error"):
+            check(Case(37, 53, 5), "logsumexp", 1, "tiled")
+
+    flush = tiled._flush
+
+    def halve(e):
+        e = flush(e)
+        e[0, 0] *= 0.5
+        return e
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiled, "_flush", halve)
+        with pytest.raises(AssertionError, match="x: error"):
+            check(Case(37, 53, 5), "logsumexp", 1, "tiled")
+    check(Case(37, 53, 5), "logsumexp", 1, "tiled")

@@ -1,0 +1,145 @@
+"""Truth for every test: dense float64 PyTorch, written without the package, and the rules of comparison."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BACKENDS = ("reference", "tiled")
+
+POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "softplus": lambda s: torch.logaddexp(s, torch.zeros_like(s)),
+    "square": lambda s: s**2,
+    "identity": lambda s: s,
+    "log1mexp": lambda s: torch.log1p(-s.exp()),
+}
+
+
+@dataclass
+class Case:
+    """Scores with options, as tensors that require grad, and their statistic by hand."""
+
+    n: int
+    m: int
+    d: int
+    dtype: torch.dtype = torch.float64
+    scale: float = 0.7
+    biases: bool = False
+    clamp: tuple[float, float] | None = None
+    ids: int = 0
+    joint: str = "counted"
+    positives: bool = False
+    seed: int = 0
+    strided: bool = False
+    tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        g = torch.Generator().manual_seed(self.seed)
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+        x, y = normal(self.n, self.d), normal(self.m, self.d)
+        x, y = (t / self.d**0.25 for t in (x, y))
+        made = {"x": x, "y": y}
+        if self.biases:
+            made |= {"row_bias": normal(self.n), "col_bias": normal(self.m)}
+        low = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.tensors = {k: v.to(self.dtype if k in "xy" else low) for k, v in made.items()}
+        self.tensors["scale"] = torch.tensor(self.scale, dtype=low)
+        if self.strided:
+            # x as every other column of a wider matrix, y as the transpose of one.
+            self.tensors["x"] = self.tensors["x"].repeat_interleave(2, dim=1)[:, ::2]
+            self.tensors["y"] = self.tensors["y"].T.contiguous().T
+        for t in self.tensors.values():
+            t.requires_grad_()
+        self.row_ids = torch.randint(0, 3, (self.ids, self.n), generator=g)
+        self.col_ids = torch.randint(0, 3, (self.ids, self.m), generator=g)
+        self.column = torch.randint(0, self.m, (self.n,), generator=g) if self.positives else None
+
+    def scores(self, sk):
+        """The case through the package."""
+        t = self.tensors
+        s = sk.PairwiseScores(t["x"], t["y"], scale=t["scale"], row_bias=t.get("row_bias"), col_bias=t.get("col_bias"),
+                              positives=self.column)
+        if self.clamp:
+            s = s.clamp(*self.clamp)
+        for k in range(self.ids):
+            s = s.exclude(self.row_ids[k], self.col_ids[k], keep_joint=self.joint == "kept")
+        return s.marginal if self.joint == "left_out" else s
+
+    def upcast(self) -> dict[str, Tensor]:
+        return {k: v.detach().double().requires_grad_() for k, v in self.tensors.items()}
+
+    def mask(self) -> Tensor:
+        """True where a pair is excluded."""
+        mask = torch.zeros(self.n, self.m, dtype=torch.bool)
+        for r, c in zip(self.row_ids, self.col_ids, strict=True):
+            mask |= r[:, None] == c
+        column = torch.arange(self.n) if self.column is None else self.column
+        if self.joint != "counted":
+            mask[torch.arange(self.n), column] = self.joint == "left_out"
+        return mask
+
+    def dense(self, t: dict[str, Tensor]) -> Tensor:
+        s = t["scale"] * (t["x"] @ t["y"].T)
+        if self.biases:
+            s = s + t["row_bias"][:, None] + t["col_bias"]
+        return s.clamp(*self.clamp) if self.clamp else s
+
+    def statistic(self, t: dict[str, Tensor], fn: str, dim) -> Tensor:
+        s = self.dense(t)
+        mask = self.mask()
+        if fn == "logsumexp":
+            # Every row and column of the tests keeps a pair, except where a test says so.
+            return s.masked_fill(mask, -math.inf).logsumexp(dim)
+        return torch.where(mask, 0.0, POINTWISE[fn](torch.where(mask, -1.0, s))).sum(dim)
+
+
+def run(sk, scores, fn: str, dim, backend: str) -> Tensor:
+    return scores.logsumexp(dim, backend=backend) if fn == "logsumexp" else scores.sum(dim, fn=fn, backend=backend)
+
+
+def weighted(value: Tensor) -> Tensor:
+    """A scalar with a different upstream gradient for every entry of a statistic."""
+    return (value * torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype).reshape(value.shape)).sum()
+
+
+def gradients(value: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = torch.autograd.grad(value, list(tensors.values()), allow_unused=True)
+    return {k: torch.zeros_like(t) if g is None else g for (k, t), g in zip(tensors.items(), found, strict=True)}
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """Largest error, relative to the largest entry of the truth."""
+    assert got.shape == want.shape, (got.shape, want.shape)
+    assert torch.isfinite(got).all(), "not finite"
+    return float((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-30))
+
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def assert_close(got: Tensor, want: Tensor, dense: Tensor | None = None, name: str = "") -> None:
+    """1e-10 in float64, 1e-5 in float32; in half precision twice dense PyTorch's own error, plus a rounding."""
+    found = error(got, want)
+    if dense is None:
+        allowed = TOLERANCE[got.dtype]
+    else:
+        allowed = 2 * error(dense.to(torch.float32), want) + torch.finfo(dense.dtype).eps
+    assert found <= allowed, f"{name}: error {found:.3g}, allowed {allowed:.3g}"
+
+
+def off_diagonal(s: Tensor) -> Tensor:
+    return s[~torch.eye(*s.shape, dtype=torch.bool)]
+
+
+def lme(t: Tensor, dim: int = 0) -> Tensor:
+    return t.logsumexp(dim) - math.log(t.shape[dim])
+
+
+def normalised(*tensors: Tensor) -> Sequence[Tensor]:
+    return [F.normalize(t, dim=1) for t in tensors]
