@@ -30,13 +30,22 @@ _TENSORS = 7
 
 def statistic(problem: Problem, backend: str | None = None) -> tuple[Tensor, Tensor]:
     """Row and column values of a validated problem, differentiable; empty where `dims` does not ask for them."""
-    name = select(problem, backend)
-    return _apply((*problem, name))
+    arguments = (*problem, select(problem, backend))
+    if torch.compiler.is_compiling() and not _wants_gradients(problem):
+        # torch.compile mistakes the arguments of an autograd.Function with setup_context that needs no gradient.
+        return torch.ops.simmim_kernels.statistic(*arguments)
+    return _apply(arguments)
+
+
+def _wants_gradients(problem: Problem) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in problem.differentiable)
 
 
 def _apply(arguments: tuple) -> tuple[Tensor, Tensor]:
     """PairwiseStatistic on the operator's arguments."""
     x, y, parameters, *rest = arguments
+    if y is x:
+        y = x.view_as(x)  # torch.compile takes no autograd.Function with one tensor twice.
     optional, settings = rest[:_TENSORS - 2], tuple(rest[_TENSORS - 2:])
     return PairwiseStatistic.apply(settings, x, y, *optional, *parameters)
 
@@ -91,8 +100,7 @@ def _fake_backward(*arguments) -> list[Tensor]:
 
 def _autograd_forward(*arguments) -> tuple[Tensor, Tensor]:
     """For those who call torch.ops.simmim_kernels.statistic themselves."""
-    tensors = Problem(*arguments[:-1]).differentiable
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if _wants_gradients(Problem(*arguments[:-1])):
         return _apply(arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.simmim_kernels.statistic(*arguments)
@@ -108,7 +116,8 @@ torch.library.register_fake("simmim_kernels::statistic_backward", _fake_backward
 def _loop_over_batch(function, info, in_dims, arguments):
     """vmap by a loop: every example is a statistic of its own."""
     outputs = [
-        function.apply(*(a if dim is None else a.select(dim, i) for a, dim in zip(arguments, in_dims, strict=True)))
+        function.apply(*(a.select(dim, i) if isinstance(dim, int) else a
+                         for a, dim in zip(arguments, in_dims, strict=True)))
         for i in range(info.batch_size)
     ]
     return tuple(torch.stack(column) if column[0] is not None else None for column in zip(*outputs, strict=True))

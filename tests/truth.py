@@ -117,7 +117,7 @@ def error(got: Tensor, want: Tensor) -> float:
     """Largest error, relative to the largest entry of the truth."""
     assert got.shape == want.shape, (got.shape, want.shape)
     assert torch.isfinite(got).all(), "not finite"
-    return float((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-30))
+    return float(((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-30)).detach())
 
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

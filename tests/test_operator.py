@@ -1,0 +1,246 @@
+"""The operator as PyTorch sees it: opcheck, compile, functional transforms, autocast, second derivatives."""
+
+import shutil
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.library import opcheck
+from truth import BACKENDS, Case, assert_close, gradients, weighted
+
+import simmim_kernels as sk
+
+CASES = {
+    "plain": {},
+    "biases and ids": {"biases": True, "ids": 1},
+    "marginal": {"joint": "left_out", "positives": True, "clamp": (-0.5, 0.5)},
+}
+
+
+def problem(case: Case, **changes):
+    return case.scores(sk)._problem._replace(**changes)
+
+
+def mlp_case():
+    critic = sk.MLPCritic(3, 2, hidden=6, layers=2).double()
+    x, y = torch.randn(5, 3).double().requires_grad_(), torch.randn(7, 2).double().requires_grad_()
+    return critic, x, y
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=list(CASES))
+@pytest.mark.parametrize(("fn", "dims"), [("logsumexp", "both"), ("softplus", "rows"), ("square", "columns")])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck(options, fn, dims, backend):
+    p = problem(Case(6, 9, 4, **options), fn=fn, dims=dims)
+    opcheck(torch.ops.simmim_kernels.statistic.default, (*p, backend))
+    detached = p._replace(**{k: v.detach() for k, v in p._asdict().items() if isinstance(v, torch.Tensor)},
+                          parameters=[t.detach() for t in p.parameters])
+    opcheck(torch.ops.simmim_kernels.statistic.default, (*detached, backend))
+    rows, columns = torch.ops.simmim_kernels.statistic(*detached, backend)
+    needs = [t is not None for t in p.differentiable]
+    opcheck(torch.ops.simmim_kernels.statistic_backward.default,
+            (*detached, backend, rows, columns, torch.ones_like(rows), torch.ones_like(columns), needs))
+
+
+def test_calling_the_operator_itself_gives_gradients():
+    case = Case(6, 9, 4)
+    rows, _ = torch.ops.simmim_kernels.statistic(*problem(case), "tiled")
+    wide = case.upcast()
+    want = gradients(case.statistic(wide, "logsumexp", 1).sum(), wide)
+    for name, got in gradients(rows.sum(), case.tensors).items():
+        assert_close(got, want[name], name=name)
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=list(CASES))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck_and_second_derivatives(options, backend, small_tiles, monkeypatch):
+    from simmim_kernels import second_derivatives
+
+    monkeypatch.setitem(second_derivatives._TILE, "inner_product", 4)
+    case = Case(5, 7, 3, **options)
+    names = list(case.tensors)
+
+    def f(*tensors):
+        case.tensors = dict(zip(names, tensors, strict=True))
+        scores = case.scores(sk)
+        rows, columns = scores.logsumexps(backend=backend)
+        return rows, columns, scores.sum(1, fn="softplus", backend=backend), scores.sum((0, 1), "square", backend)
+
+    inputs = tuple(case.tensors.values())
+    assert torch.autograd.gradcheck(f, inputs)
+    assert torch.autograd.gradgradcheck(f, inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck_of_the_mlp(backend, small_tiles):
+    critic, x, y = mlp_case()
+
+    def f(x, y, *parameters):
+        scores = torch.func.functional_call(critic, dict(zip(dict(critic.named_parameters()), parameters, strict=True)),
+                                            (x, y))
+        return scores.logsumexp(1, backend=backend), scores.sum(0, fn="softplus", backend=backend)
+
+    assert torch.autograd.gradcheck(f, (x, y, *critic.parameters()))
+    assert torch.autograd.gradgradcheck(f, (x, y, *critic.parameters()), atol=1e-4)
+
+
+def losses():
+    x, y = torch.randn(6, 4).double(), torch.randn(6, 4).double()
+    labels = torch.tensor([0, 0, 1, 2, 2, 2])
+    mlp = sk.MutualInformation(sk.MLPCritic(4, 4, hidden=5).double(), bound="smile")
+    return {
+        "clip": (lambda x, y: sk.clip_loss(x, y, 3.0), (x, y)),
+        "siglip": (lambda x, y: sk.siglip_loss(x, y, 3.0, -1.0), (x, y)),
+        "info_nce": (lambda x, y: sk.info_nce_loss(x, y, symmetric=True), (x, y)),
+        "nt_xent": (sk.nt_xent_loss, (x, y)),
+        "dcl": (sk.dcl_loss, (x, y)),
+        "supcon": (lambda x, y: sk.supcon_loss(x, labels) + 0 * y.sum(), (x, y)),
+        "linear": (lambda x, y: sk.linear_cross_entropy(x, y, labels), (x, y)),
+        "mlp": (mlp, (x, y)),
+        "interpolated": (lambda x, y: sk.bounds.interpolated(sk.DotCritic(0.2)(x, y), 0.5, 1.0), (x, y)),
+    }
+
+
+@pytest.mark.parametrize("name", list(losses()))
+def test_compile_fullgraph_with_dynamic_shapes(name):
+    torch._dynamo.reset()
+    f, (x, y) = losses()[name]
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager", dynamic=True)
+    sizes = ((6, 6),) if name in ("supcon", "linear") else ((6, 6), (9, 9))
+    for n, m in sizes:
+        x, y = (torch.randn(k, 4).double().requires_grad_() for k in (n, m))
+        got, want = compiled(x, y), f(x, y)
+        assert_close(got.detach(), want.detach())
+        for a, b in zip(torch.autograd.grad(got, (x, y)), torch.autograd.grad(want, (x, y)), strict=True):
+            assert_close(a, b)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_compile_with_inductor():
+    torch._dynamo.reset()
+    f = torch.compile(lambda x, y, t: sk.clip_loss(F.normalize(x, dim=1), F.normalize(y, dim=1), t), fullgraph=True)
+    x, y = (torch.randn(20, 8).requires_grad_() for _ in range(2))
+    t = torch.tensor(5.0, requires_grad=True)
+    want = sk.clip_loss(F.normalize(x, dim=1), F.normalize(y, dim=1), t)
+    for a, b in zip(torch.autograd.grad(f(x, y, t), (x, y, t)), torch.autograd.grad(want, (x, y, t)), strict=True):
+        assert_close(a, b.double())
+
+
+def test_compiled_code_runs_on_the_backend_chosen():
+    torch._dynamo.reset()
+    seen = []
+
+    def spy(gm, inputs):
+        seen.append({a for node in gm.graph.nodes for a in node.args if a in BACKENDS})
+        return gm.forward
+
+    x = torch.randn(6, 4)
+    f = torch.compile(lambda x: sk.DotCritic()(x, x).logsumexp(1), fullgraph=True, backend=spy)
+    for name in BACKENDS:
+        with sk.use_backend(name):
+            f(x)
+    assert seen == [{"reference"}, {"tiled"}]
+
+
+@pytest.mark.parametrize("name", list(losses()))
+def test_func_grad_agrees_with_autograd(name):
+    f, (x, y) = losses()[name]
+    got = torch.func.grad(f, argnums=(0, 1))(x, y)
+    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    for a, b in zip(got, torch.autograd.grad(f(x, y), (x, y)), strict=True):
+        assert_close(a, b)
+
+
+def test_func_hessian_vector_product():
+    x, y, v = (torch.randn(5, 3).double() for _ in range(3))
+
+    def f(x):
+        return sk.clip_loss(x, y, 2.0)
+
+    got = torch.func.grad(lambda x: (torch.func.grad(f)(x) * v).sum())(x)
+
+    def dense(x):
+        s = 2.0 * x @ y.T
+        label = torch.arange(5)
+        return (F.cross_entropy(s, label) + F.cross_entropy(s.T, label)) / 2
+
+    want = torch.func.grad(lambda x: (torch.func.grad(dense)(x) * v).sum())(x)
+    assert_close(got, want)
+
+
+def test_vmap_and_per_example_gradients():
+    x, y = torch.randn(3, 6, 4).double(), torch.randn(3, 6, 4).double()
+
+    def f(x, y):
+        return sk.DotCritic()(x, y).logsumexp(1).sum()
+
+    assert_close(torch.vmap(f)(x, y), torch.stack([f(a, b) for a, b in zip(x, y, strict=True)]))
+    got = torch.vmap(torch.func.grad(f), in_dims=(0, None))(x, y[0])
+    assert_close(got, torch.stack([torch.func.grad(f)(a, y[0]) for a in x]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_rounds_the_operands_as_matmul_does_and_nothing_else(dtype):
+    x, y = torch.randn(40, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
+    with torch.autocast("cpu", dtype=dtype):
+        scores = sk.DotCritic()(x, y)
+        got, joint = scores.logsumexp(1), scores.joint
+    assert got.dtype == joint.dtype == torch.float32
+    s = x.to(dtype).double() @ y.to(dtype).double().T
+    assert_close(got.detach(), s.logsumexp(1).detach())
+    assert_close(joint.detach(), s.diagonal().detach())
+    with torch.autocast("cpu", dtype=dtype):
+        weighted(got).backward()
+    assert x.grad.dtype == torch.float32
+    want = torch.autograd.grad(weighted(s.logsumexp(1)), x)[0].double()
+    assert (x.grad - want).abs().max() <= 2 * torch.finfo(dtype).eps * want.abs().max()
+
+
+def test_float64_stays_float64_under_autocast():
+    x = torch.randn(8, 4).double()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = sk.DotCritic()(x, x).logsumexp(1)
+    assert_close(got, (x @ x.T).logsumexp(1))
+
+
+def test_runs_are_bit_identical():
+    x, y = torch.randn(700, 20, requires_grad=True), torch.randn(1100, 20, requires_grad=True)
+
+    def step():
+        rows, columns = sk.DotCritic()(x, y).logsumexps()
+        return rows, columns, *torch.autograd.grad(rows.sum() + columns.sum(), (x, y))
+
+    for first, second in zip(step(), step(), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_several_threads_at_once(small_tiles):
+    x, y = torch.randn(60, 5).double(), torch.randn(70, 5).double()
+    want = (x @ y.T).logsumexp(1)
+    wrong = []
+
+    def work(name):
+        with sk.use_backend(name):
+            for _ in range(20):
+                a = x.clone().requires_grad_()
+                got = sk.DotCritic()(a, y).logsumexp(1)
+                got.sum().backward()
+                if (got - want).abs().max() > 1e-10 or not torch.isfinite(a.grad).all():
+                    wrong.append(name)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in BACKENDS * 2]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+def test_gradients_that_no_one_needs_are_not_made():
+    x, y = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4)
+    value = sk.DotCritic()(x, y).logsumexp(1).sum()
+    value.backward()
+    assert x.grad is not None
+    assert y.grad is None
+    assert not sk.DotCritic()(x.detach(), y).logsumexp(1).requires_grad
