@@ -50,7 +50,7 @@ class CosineCritic(nn.Module):
                               positives=positives)
 
     def extra_repr(self) -> str:
-        return f"temperature={float(self.temperature):.4g}, learnable={self.log_temperature is not None}"
+        return f"temperature={_number(self.temperature):.4g}, learnable={self.log_temperature is not None}"
 
 
 class BilinearCritic(nn.Module):
@@ -100,7 +100,7 @@ class GaussianCritic(nn.Module):
         return PairwiseScores(x, y, scale=precision, row_bias=-half_x, col_bias=-half_y, positives=positives)
 
     def extra_repr(self) -> str:
-        return f"bandwidth={float(self.bandwidth):.4g}, learnable={self.log_bandwidth is not None}"
+        return f"bandwidth={_number(self.bandwidth):.4g}, learnable={self.log_bandwidth is not None}"
 
 
 class SeparableCritic(nn.Module):
@@ -154,3 +154,7 @@ class MLPCritic(nn.Module):
             raise TypeError(f"x and y must have the dtype of the critic's parameters, {self.output.weight.dtype}; "
                             f"got {x.dtype}")
         return x, y
+
+
+def _number(value: float | Tensor) -> float:
+    return value.item() if isinstance(value, Tensor) else value

@@ -1,0 +1,188 @@
+"""Every bound against its formula on the dense matrix, in all dtypes, value and gradient."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from truth import BACKENDS, assert_close, lme, off_diagonal
+
+import simmim_kernels as sk
+
+N = 9
+
+
+def rows_off(s):
+    return s.masked_fill(torch.eye(len(s), dtype=torch.bool), -math.inf).logsumexp(1) - math.log(len(s) - 1)
+
+
+def interpolated(s, alpha, a):
+    n = len(s)
+    b = torch.stack([torch.stack([alpha * (s[i].exp().sum() - s[i, j].exp()) / (n - 1) + (1 - alpha) * a[i].exp()
+                                  for j in range(n)]) for i in range(n)])
+    ratio = off_diagonal(s.diagonal()[:, None] - b.log()).mean()
+    return 1 + ratio - off_diagonal(s.exp() / b.diagonal()[:, None]).mean()
+
+
+def js_objective(s):
+    return -F.softplus(-s.diagonal()).mean() - F.softplus(off_diagonal(s)).mean()
+
+
+def baseline(dtype):
+    return torch.linspace(-0.5, 0.8, N, dtype=dtype, requires_grad=True)
+
+
+# name -> (parameters from the baseline, value on dense s, objective whose gradient it has)
+BOUNDS = {
+    "infonce": (lambda a: {}, lambda s, a: (s.diagonal() - s.logsumexp(1)).mean() + math.log(N), None),
+    "dv": (lambda a: {}, lambda s, a: s.diagonal().mean() - lme(off_diagonal(s)), None),
+    "nwj": (lambda a: {}, lambda s, a: s.diagonal().mean() - (off_diagonal(s) - 1).exp().mean(), None),
+    "tuba": (lambda a: {"log_baseline": a}, lambda s, a: 1 + (s.diagonal() - a).mean()
+             - off_diagonal((s - a[:, None]).exp()).mean(), None),
+    "js": (lambda a: {}, lambda s, a: 1 + s.diagonal().mean() - off_diagonal(s.exp()).mean(), js_objective),
+    "js_divergence": (lambda a: {}, lambda s, a: js_objective(s), None),
+    "smile": (lambda a: {"tau": 0.5}, lambda s, a: s.diagonal().mean() - lme(off_diagonal(s).clamp(-0.5, 0.5)),
+              js_objective),
+    "interpolated": (lambda a: {"alpha": 0.4, "log_baseline": a}, lambda s, a: interpolated(s, 0.4, a), None),
+    "flo": (lambda a: {"u": a}, lambda s, a: 1 - (a + (rows_off(s) - s.diagonal() - a).exp()).mean(), None),
+    "leave_one_out": (lambda a: {}, lambda s, a: (s.diagonal() - rows_off(s)).mean(), None),
+    "club": (lambda a: {}, lambda s, a: s.diagonal().mean() - s.mean(), None),
+}
+
+
+def features(dtype):
+    g = torch.Generator().manual_seed(3)
+    return [torch.randn(N, 5, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for _ in range(2)]
+
+
+@pytest.mark.parametrize("name", list(BOUNDS))
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_bound(name, dtype, backend):
+    parameters, value, objective = BOUNDS[name]
+    low = torch.float64 if dtype == torch.float64 else torch.float32
+    x, y = features(dtype)
+    a = baseline(low)
+    with sk.use_backend(backend):
+        got = getattr(sk.bounds, name)(sk.DotCritic(0.4)(x, y), **parameters(a))
+
+    def evaluate(kind):
+        leaves = [t.detach().to(kind).requires_grad_() for t in (x, y, a)]
+        s = 0.4 * leaves[0] @ leaves[1].T
+        return value(s, leaves[2]), torch.autograd.grad(
+            (objective(s) if objective else value(s, leaves[2])), leaves, allow_unused=True)
+
+    want, truth = evaluate(torch.float64)
+    dense, dense_gradients = evaluate(dtype) if dtype.itemsize == 2 else (None, (None,) * 3)
+    assert got.dtype == low
+    assert_close(got.detach(), want.detach(), None if dense is None else dense.detach(), "value")
+    found = torch.autograd.grad(got, (x, y, a), allow_unused=True)
+    for i, (f, t, d) in enumerate(zip(found, truth, dense_gradients, strict=True)):
+        assert (f is None) == (t is None)
+        if f is not None:
+            assert_close(f, t, d, f"gradient {i}")
+
+
+def scores(n=N, m=N, scale=0.4, seed=5):
+    g = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(k, 5, generator=g, dtype=torch.float64) for k in (n, m))
+    return sk.DotCritic(scale)(x, y)
+
+
+def test_symmetric_infonce():
+    s = scores()
+    d = s.dense()
+    want = d.diagonal().mean() - (d.logsumexp(1).mean() + d.logsumexp(0).mean()) / 2 + math.log(N)
+    assert_close(sk.bounds.infonce(s, symmetric=True), want)
+    with pytest.raises(ValueError, match="square"):
+        sk.bounds.infonce(scores(5, 7), symmetric=True)
+
+
+def test_rectangular_scores_and_positives():
+    x, y = torch.randn(6, 3).double(), torch.randn(11, 3).double()
+    positives = torch.tensor([10, 3, 3, 0, 7, 5])
+    s = x @ y.T
+    got = sk.DotCritic()(x, y, positives=positives)
+    joint = s[torch.arange(6), positives]
+    mask = torch.ones(6, 11, dtype=torch.bool)
+    mask[torch.arange(6), positives] = False
+    assert_close(sk.bounds.infonce(got), (joint - s.logsumexp(1)).mean() + math.log(11))
+    assert_close(sk.bounds.dv(got), joint.mean() - lme(s[mask]))
+
+
+def test_nwj_is_tuba_with_log_baseline_one():
+    assert_close(sk.bounds.tuba(scores(), 1.0), sk.bounds.nwj(scores()))
+
+
+def test_flo_with_its_optimal_u_is_leave_one_out_infonce():
+    s = scores()
+    u = s.marginal.logmeanexp(1) - s.joint
+    assert_close(sk.bounds.flo(s, u), sk.bounds.leave_one_out(s))
+
+
+def test_interpolated_ends():
+    s, a = scores(), torch.linspace(-1, 1, N).double()
+    assert_close(sk.bounds.interpolated(s, 0.0, a), sk.bounds.tuba(s, a))
+    assert_close(sk.bounds.interpolated(s, 1.0, a), interpolated(s.dense(), 1.0, a))
+
+
+def test_interpolated_stays_finite_where_exponentials_overflow():
+    x = torch.randn(N, 5).double()
+    big = sk.DotCritic(1000.0)(x / x.norm(dim=1, keepdim=True), x / x.norm(dim=1, keepdim=True))
+    assert torch.isfinite(sk.bounds.interpolated(big, 0.5, 500.0))
+
+
+def test_bounds_respect_exclusions():
+    s = scores()
+    ids = torch.tensor([0, 0, 1, 1, 2, 2, 3, 4, 5])
+    got = s.exclude(ids, ids, keep_joint=True)
+    out = (ids[:, None] == ids) & ~torch.eye(N, dtype=torch.bool)
+    off = s.dense()[~(out | torch.eye(N, dtype=torch.bool))]
+    j = s.joint
+    assert_close(sk.bounds.dv(got), j.mean() - lme(off))
+    assert_close(sk.bounds.js_divergence(got), F.logsigmoid(j).mean() - F.softplus(off).mean())
+    d = s.dense()[~out]
+    assert_close(sk.bounds.club(got), j.mean() - d.mean())
+
+
+def test_one_pair():
+    one = scores(1, 1)
+    assert abs(sk.bounds.infonce(one)) < 1e-15
+    for name in ("dv", "nwj", "js", "smile", "leave_one_out", "js_divergence"):
+        with pytest.raises(ValueError, match="at least two columns"):
+            getattr(sk.bounds, name)(one)
+
+
+def test_readouts_agree_with_the_bounds():
+    s = scores()
+    got = sk.bounds.readouts(s, tau=0.7)
+    want = {"infonce": sk.bounds.infonce(s), "nwj": sk.bounds.nwj(s), "dv": sk.bounds.dv(s), "js": sk.bounds.js(s),
+            "smile": sk.bounds.smile(s, tau=0.7), "plug_in": s.joint.mean(),
+            "ceiling": torch.tensor(math.log(N), dtype=torch.float64)}
+    assert set(got) == set(want)
+    for name in want:
+        assert_close(got[name], want[name], name=name)
+
+
+def gaussian_pair(n, d, information, seed=0):
+    """Correlated Gaussians with a known information in nats, and the log density ratio as scores."""
+    rho = math.sqrt(1 - math.exp(-2 * information / d))
+    g = torch.Generator().manual_seed(seed)
+    x, e = (torch.randn(n, d, generator=g, dtype=torch.float64) for _ in range(2))
+    y = rho * x + math.sqrt(1 - rho**2) * e
+    # log p(x, y) / p(x)p(y), affine in <x, y>.
+    v = 1 - rho**2
+    bias = -(rho**2) / (2 * v)
+    return sk.PairwiseScores(x, y, scale=rho / v, row_bias=bias * x.square().sum(1) - d / 2 * math.log(v),
+                             col_bias=bias * y.square().sum(1))
+
+
+def test_known_truth_with_the_optimal_critic():
+    """I = 2 nats in 20 dimensions, N = 2048: what each bound must read (Poole et al. 2019, sec. 3)."""
+    s = gaussian_pair(2048, 20, 2.0)
+    for name, parameters in (("infonce", {}), ("dv", {}), ("js", {}), ("tuba", {"log_baseline": 0.0})):
+        assert float(getattr(sk.bounds, name)(s, **parameters)) == pytest.approx(2.0, abs=0.1), name
+    # Read by nwj, whose optimal critic is 1 + log ratio, the log ratio gives I - 1/e.
+    assert float(sk.bounds.nwj(s)) == pytest.approx(2.0 - math.exp(-1), abs=0.1)
+    assert float(sk.bounds.nwj(s._shifted(torch.ones(2048, dtype=torch.float64)))) == pytest.approx(2.0, abs=0.1)
+    assert float(sk.bounds.infonce(gaussian_pair(64, 20, 8.0))) < math.log(64)

@@ -1,0 +1,195 @@
+"""Every loss against the formula of the library that it stands in for, dense, value and gradient."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from truth import BACKENDS, assert_close, normalised
+
+import simmim_kernels as sk
+
+N, D = 11, 6
+LABELS = torch.tensor([0, 3, 0, 1, 1, 0, 7, 2, 2, 9, 1])
+TARGET = torch.tensor([0, 3, -100, 10, 2, 2, -100, 1, 12, 0, 5])
+
+
+def cross_entropy(s, label, reduction):
+    return F.cross_entropy(s, label, reduction=reduction)
+
+
+def clip(t, reduction):
+    s, label = t["scale"] * t["x"] @ t["y"].T, torch.arange(N)
+    return (cross_entropy(s, label, reduction) + cross_entropy(s.T, label, reduction)) / 2
+
+
+def siglip(t, reduction):
+    z = 2 * torch.eye(N, dtype=t["x"].dtype) - 1
+    rows = -F.logsigmoid(z * (t["scale"] * t["x"] @ t["y"].T + t["bias"])).sum(1)
+    return rows if reduction == "none" else rows.sum() / (N if reduction == "mean" else 1)
+
+
+def info_nce(t, reduction):
+    x, y = normalised(t["x"], t["y"])
+    return cross_entropy(x @ y.T / t["temperature"], torch.arange(N), reduction)
+
+
+def info_nce_both_ways(t, reduction):
+    x, y = normalised(t["x"], t["y"])
+    s, label = x @ y.T / t["temperature"], torch.arange(N)
+    return (cross_entropy(s, label, reduction) + cross_entropy(s.T, label, reduction)) / 2
+
+
+def info_nce_with_negatives(t, reduction):
+    """The package info-nce-pytorch, negative_mode="unpaired"."""
+    x, y, z = normalised(t["x"], t["y"], t["negatives"])
+    logits = torch.cat([(x * y).sum(1, keepdim=True), x @ z.T], dim=1) / t["temperature"]
+    return cross_entropy(logits, torch.zeros(N, dtype=torch.long), reduction)
+
+
+def nt_xent(t, reduction):
+    z = F.normalize(torch.cat([t["x"], t["y"]]), dim=1)
+    s = (z @ z.T / t["temperature"]).masked_fill(torch.eye(2 * N, dtype=torch.bool), -math.inf)
+    return cross_entropy(s, torch.arange(2 * N).roll(N), reduction)
+
+
+def supcon(t, reduction):
+    """SupContrast's L_out, over the anchors with a positive."""
+    x = F.normalize(t["x"], dim=1)
+    eye = torch.eye(N, dtype=torch.bool)
+    s = (x @ x.T / t["temperature"]).masked_fill(eye, -math.inf)
+    same = (LABELS[:, None] == LABELS) & ~eye
+    log_p = (s - s.logsumexp(1, keepdim=True)).masked_fill(~same, 0)
+    has = same.any(1)
+    rows = torch.where(has, -log_p.sum(1) / same.sum(1).clamp(min=1), 0)
+    return rows if reduction == "none" else rows.sum() / (has.sum() if reduction == "mean" else 1)
+
+
+def dcl(t, reduction):
+    """lightly's DCLLoss."""
+
+    def one(a, b):
+        eye = torch.eye(N, dtype=torch.bool)
+        s_aa, s_ab = a @ a.T / t["temperature"], a @ b.T / t["temperature"]
+        negative = s_aa.masked_fill(eye, -math.inf).logsumexp(1) + s_ab.masked_fill(eye, -math.inf).logsumexp(1)
+        return negative - s_ab.diagonal()
+
+    x, y = normalised(t["x"], t["y"])
+    rows = (one(x, y) + one(y, x)) / 2
+    return rows if reduction == "none" else getattr(rows, reduction)()
+
+
+def linear(t, reduction):
+    return F.cross_entropy(F.linear(t["x"], t["weight"], t["class_bias"]), TARGET, reduction=reduction)
+
+
+# name -> (ours, dense)
+LOSSES = {
+    "clip": (lambda t, r: sk.clip_loss(t["x"], t["y"], t["scale"], reduction=r), clip),
+    "siglip": (lambda t, r: sk.siglip_loss(t["x"], t["y"], t["scale"], t["bias"], reduction=r), siglip),
+    "info_nce": (lambda t, r: sk.info_nce_loss(t["x"], t["y"], temperature=t["temperature"], reduction=r), info_nce),
+    "info_nce, symmetric": (lambda t, r: sk.info_nce_loss(t["x"], t["y"], None, t["temperature"], r, True),
+                            info_nce_both_ways),
+    "info_nce, negatives": (lambda t, r: sk.info_nce_loss(t["x"], t["y"], t["negatives"], t["temperature"], r),
+                            info_nce_with_negatives),
+    "nt_xent": (lambda t, r: sk.nt_xent_loss(t["x"], t["y"], t["temperature"], reduction=r), nt_xent),
+    "supcon": (lambda t, r: sk.supcon_loss(t["x"], LABELS, t["temperature"], reduction=r), supcon),
+    "dcl": (lambda t, r: sk.dcl_loss(t["x"], t["y"], t["temperature"], reduction=r), dcl),
+    "linear_cross_entropy": (lambda t, r: sk.linear_cross_entropy(t["x"], t["weight"], TARGET, t["class_bias"],
+                                                                  reduction=r), linear),
+}
+
+
+def tensors(dtype):
+    g = torch.Generator().manual_seed(1)
+    low = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    made = {"x": normal(N, D), "y": normal(N, D), "negatives": normal(17, D), "weight": normal(13, D),
+            "class_bias": normal(13).to(low), "scale": torch.tensor(1.7, dtype=low),
+            "bias": torch.tensor(-0.6, dtype=low), "temperature": torch.tensor(0.4, dtype=low)}
+    return {k: v.requires_grad_() for k, v in made.items()}
+
+
+def value_and_gradients(f, leaves, reduction):
+    value = f(leaves, reduction)
+    weight = torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype).reshape(value.shape)
+    return value.detach(), torch.autograd.grad((value * weight).sum(), list(leaves.values()), allow_unused=True)
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_loss(name, reduction, dtype, backend, small_tiles):
+    ours, dense = LOSSES[name]
+    leaves = tensors(dtype)
+    with sk.use_backend(backend):
+        value, found = value_and_gradients(ours, leaves, reduction)
+    wide = {k: v.detach().double().requires_grad_() for k, v in leaves.items()}
+    want, truth = value_and_gradients(dense, wide, reduction)
+    own, own_gradients = None, [None] * len(leaves)
+    if dtype.itemsize == 2:
+        own, own_gradients = value_and_gradients(
+            dense, {k: v.detach().to(dtype).requires_grad_() for k, v in leaves.items()}, reduction)
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert_close(value, want, own, "value")
+    for key, f, t, o in zip(leaves, found, truth, own_gradients, strict=True):
+        assert (f is None) == (t is None), key
+        if f is not None:
+            assert f.dtype == leaves[key].dtype
+            assert_close(f, t, o, key)
+
+
+def test_modules_are_the_functions():
+    x, y = torch.randn(N, D), torch.randn(N, D)
+    weight, bias = torch.randn(13, D), torch.randn(13)
+    t, b = torch.tensor(3.0), torch.tensor(-1.0)
+    pairs = [
+        (sk.InfoNCELoss(0.3, "sum", symmetric=True)(x, y), sk.info_nce_loss(x, y, None, 0.3, "sum", True)),
+        (sk.InfoNCELoss(0.3)(x, y, weight), sk.info_nce_loss(x, y, weight, 0.3)),
+        (sk.ClipLoss("none")(x, y, t), sk.clip_loss(x, y, t, "none")),
+        (sk.SigLipLoss()(x, y, t, b), sk.siglip_loss(x, y, t, b)),
+        (sk.SigLipLoss()(x, y, t), sk.siglip_loss(x, y, t)),
+        (sk.NTXentLoss(0.2)(x, y), sk.nt_xent_loss(x, y, 0.2)),
+        (sk.SupConLoss(0.2)(x, LABELS), sk.supcon_loss(x, LABELS, 0.2)),
+        (sk.DCLLoss(0.2, "sum")(x, y), sk.dcl_loss(x, y, 0.2, "sum")),
+        (sk.LinearCrossEntropyLoss(reduction="sum")(x, weight, TARGET, bias),
+         sk.linear_cross_entropy(x, weight, TARGET, bias, reduction="sum")),
+    ]
+    for got, want in pairs:
+        assert torch.equal(got, want)
+    assert "temperature=0.2" in repr(sk.NTXentLoss(0.2))
+
+
+def test_info_nce_module_learns_a_temperature():
+    temperature = torch.nn.Parameter(torch.tensor(0.2))
+    loss = sk.InfoNCELoss(temperature)
+    assert list(loss.parameters()) == [temperature]
+    loss(torch.randn(N, D), torch.randn(N, D)).backward()
+    assert temperature.grad.abs() > 0
+
+
+def test_siglip_keeps_its_digits_when_it_is_small():
+    x = torch.eye(20)
+    got = sk.siglip_loss(x, x, 60.0, -30.0)
+    want = 20 * math.log1p(math.exp(-30.0))
+    assert float(got) == pytest.approx(want, rel=1e-5)
+
+
+def test_rows_without_a_positive_contribute_nothing():
+    x = torch.randn(5, 3, requires_grad=True)
+    alone = sk.supcon_loss(x, torch.arange(5))
+    assert alone == 0
+    alone.backward()
+    assert (x.grad == 0).all()
+    assert sk.supcon_loss(x[:1], torch.zeros(1, dtype=torch.long)) == 0
+    ignored = torch.full((5,), -100)
+    assert sk.linear_cross_entropy(x, torch.randn(7, 3), ignored, reduction="sum") == 0
+    assert sk.linear_cross_entropy(x, torch.randn(7, 3), ignored).isnan()
+
+
+def test_nt_xent_of_one_pair_is_zero():
+    assert sk.nt_xent_loss(torch.randn(1, 3), torch.randn(1, 3)).abs() < 1e-6

@@ -1,0 +1,104 @@
+"""PairwiseScores: what it is besides its statistics."""
+
+import math
+
+import pytest
+import torch
+from truth import BACKENDS, Case, assert_close, gradients
+
+import simmim_kernels as sk
+
+OPTIONS = [
+    {}, {"joint": "left_out"}, {"ids": 1}, {"ids": 3}, {"ids": 2, "joint": "left_out"}, {"ids": 2, "joint": "kept"},
+    {"ids": 3, "joint": "kept", "positives": True}, {"ids": 1, "joint": "left_out", "positives": True},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("n", "m"), [(13, 17), (1, 5), (40, 40)])
+def test_count(n, m, options):
+    case = Case(n, m, 3, **options)
+    kept = ~case.mask()
+    scores = case.scores(sk)
+    for dim in (1, 0):
+        assert torch.equal(scores.count(dim), kept.sum(dim))
+    assert scores.count((0, 1)) == kept.sum()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_logmeanexp_and_dense(options):
+    case = Case(40, 60, 3, clamp=(-0.5, 0.8), biases=True, **options)
+    scores, kept = case.scores(sk), ~case.mask()
+    s = case.dense(case.upcast()).masked_fill(~kept, -math.inf)
+    assert torch.equal(scores.dense().isneginf(), ~kept)
+    assert_close(scores.dense()[kept].detach(), s[kept].detach())
+    for dim in (1, 0, (0, 1)):
+        want = s.logsumexp(dim) - kept.sum(dim).double().log()
+        assert_close(scores.logmeanexp(dim).detach(), want.detach())
+
+
+@pytest.mark.parametrize("options", [{}, {"biases": True}, {"positives": True, "biases": True, "clamp": (-0.3, 0.3)}], ids=str)
+def test_joint(options):
+    case = Case(12, 15, 4, **options)
+    wide = case.upcast()
+    column = torch.arange(12) if case.column is None else case.column
+    want = case.dense(wide)[torch.arange(12), column]
+    got = case.scores(sk).joint
+    assert_close(got.detach(), want.detach())
+    found, truth = gradients(got.sin().sum(), case.tensors), gradients(want.sin().sum(), wide)
+    for name in truth:
+        assert_close(found[name], truth[name], name=name)
+
+
+def test_shape_repr_and_dtype():
+    scores = sk.DotCritic()(torch.randn(3, 2).bfloat16(), torch.randn(5, 2).bfloat16())
+    assert scores.shape == (3, 5)
+    assert scores.dtype == torch.float32
+    assert "shape=(3, 5)" in repr(scores)
+
+
+def test_clamps_compose():
+    x = torch.randn(9, 4).double() * 3
+    s = x @ x.T
+    scores = sk.DotCritic()(x, x)
+    for limits in (((-1, 2), (-3, 1)), ((-1, 1), (2, 3)), ((-1, 1), (-5, -4))):
+        got, want = scores, s
+        for lo, hi in limits:
+            got, want = got.clamp(lo, hi), want.clamp(lo, hi)
+        assert_close(got.logsumexp(1), want.logsumexp(1))
+
+
+def test_the_gradient_on_a_clamps_bound_is_pytorchs():
+    x = torch.tensor([[1.0], [2.0], [-1.0]], dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([[1.0], [0.5], [3.0]], dtype=torch.float64)
+    for backend in BACKENDS:
+        got = torch.autograd.grad(sk.DotCritic()(x, y).clamp(-1.0, 1.0).logsumexp(1, backend=backend).sum(), x)[0]
+        want = torch.autograd.grad((x @ y.T).clamp(-1.0, 1.0).logsumexp(1).sum(), x)[0]
+        assert_close(got, want)
+
+
+def test_exclusions_are_not_limited_to_small_ids():
+    x = torch.randn(6, 3).double()
+    ids = torch.tensor([2**62, -(2**62), 5, 5, 2**62, 7])
+    got = sk.DotCritic()(x, x).exclude(ids, ids)
+    mask = ids[:, None] == ids
+    assert_close(got.logsumexp(1), (x @ x.T).masked_fill(mask, -math.inf).logsumexp(1))
+    assert torch.equal(got.count(1), (~mask).sum(1))
+    assert torch.equal(got.exclude(ids.roll(1), ids).count(1), (~(mask | (ids.roll(1)[:, None] == ids))).sum(1))
+
+
+def test_false_negatives_leave_the_joint_pair_in():
+    """Rows with equal captions are no negatives of each other: infonce over the rest, positives kept."""
+    x, y = torch.randn(8, 4).double(), torch.randn(8, 4).double()
+    caption = torch.tensor([0, 0, 1, 2, 3, 3, 3, 4])
+    got = sk.bounds.infonce(sk.DotCritic()(x, y).exclude(caption, caption, keep_joint=True))
+    s = x @ y.T
+    out = (caption[:, None] == caption) & ~torch.eye(8, dtype=torch.bool)
+    want = (s.diagonal() - s.masked_fill(out, -math.inf).logsumexp(1)).mean() + math.log(8)
+    assert_close(got, want)
+
+
+def test_statistics_of_several_blocks_combine_by_logaddexp():
+    x, y, queue = (torch.randn(n, 4).double() for n in (6, 6, 11))
+    got = torch.logaddexp(sk.DotCritic()(x, y).logsumexp(1), sk.DotCritic()(x, queue).logsumexp(1))
+    assert_close(got, (x @ torch.cat([y, queue]).T).logsumexp(1))
