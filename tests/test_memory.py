@@ -1,0 +1,50 @@
+"""Memory grows with N, not with N^2: PyTorch's own allocations during forward and backward, counted."""
+
+import pytest
+import torch
+
+import simmim_kernels as sk
+from simmim_kernels.measure import extra_bytes, forward_backward
+
+MB = 2**20
+
+
+def pair(n, d, dtype=torch.float32):
+    return [torch.randn(n, d).to(dtype).requires_grad_() for _ in range(2)]
+
+
+LOSSES = {
+    "clip": lambda x, y: sk.clip_loss(x, y, 0.1),
+    "siglip": lambda x, y: sk.siglip_loss(x, y, 0.1, -1.0),
+    "nt_xent": sk.nt_xent_loss,
+    "supcon": lambda x, y: sk.supcon_loss(x + y, torch.arange(len(x)) % 100),
+    "dcl": sk.dcl_loss,
+    "smile": lambda x, y: -sk.bounds.smile(sk.GaussianCritic()(x, y)),
+    "false negatives": lambda x, y: -sk.bounds.infonce(sk.DotCritic()(x, y).exclude(
+        torch.arange(len(x)) % 50, torch.arange(len(x)) % 50, keep_joint=True)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_doubling_the_batch_doubles_the_memory(name, dtype):
+    small, large = (extra_bytes(lambda: forward_backward(LOSSES[name], inputs))
+                    for inputs in (pair(2048, 8, dtype), pair(4096, 8, dtype)))
+    assert large <= 2 * small
+    # One float32 matrix of scores alone would take 64 MB.
+    assert large < 16 * MB
+
+
+def test_the_mlp_critic_keeps_a_workspace_of_tiles():
+    """N M hidden activations would take 2 x 268 MB."""
+    torch.manual_seed(0)
+    critic = sk.MLPCritic(8, 8, hidden=256, layers=2)
+    x, y = pair(512, 8)
+    leaves = (x, y, *critic.parameters())
+    assert extra_bytes(lambda: torch.autograd.grad(sk.bounds.infonce(critic(x, y)), leaves)) < 160 * MB
+
+
+def test_the_reference_does_materialise_so_that_this_measure_can_fail():
+    x, y = pair(2048, 8)
+    with sk.use_backend("reference"):
+        assert extra_bytes(lambda: forward_backward(LOSSES["clip"], (x, y))) > 16 * MB
