@@ -176,8 +176,9 @@ def readouts(scores: PairwiseScores, tau: float = 5.0) -> dict[str, Tensor]:
 
 def _marginal(scores: PairwiseScores, bound: str) -> PairwiseScores:
     if scores.shape[1] == 1:
-        raise ValueError(f"scores must have at least two columns for {bound}, which needs marginal pairs; "
-                         f"got shape {scores.shape}")
+        raise ValueError(
+            f"scores must have at least two columns for {bound}, which needs marginal pairs; got shape {scores.shape}"
+        )
     return scores.marginal
 
 

@@ -46,8 +46,9 @@ class CosineCritic(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
         x, y = validation.operands(x, y, ("x", "y"))
-        return PairwiseScores(F.normalize(x, dim=1), F.normalize(y, dim=1), scale=1 / self.temperature,
-                              positives=positives)
+        return PairwiseScores(
+            F.normalize(x, dim=1), F.normalize(y, dim=1), scale=1 / self.temperature, positives=positives
+        )
 
     def extra_repr(self) -> str:
         return f"temperature={_number(self.temperature):.4g}, learnable={self.log_temperature is not None}"
@@ -95,7 +96,7 @@ class GaussianCritic(nn.Module):
             centre = y.detach().mean(0)
             x, y = x - centre, y - centre
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        precision = self.bandwidth ** -2
+        precision = self.bandwidth**-2
         half_x, half_y = (0.5 * precision * t.to(dtype).square().sum(1) for t in (x, y))
         return PairwiseScores(x, y, scale=precision, row_bias=-half_x, col_bias=-half_y, positives=positives)
 
@@ -151,8 +152,9 @@ class MLPCritic(nn.Module):
         validation.width(x, self.dim_x, "x")
         validation.width(y, self.dim_y, "y")
         if not torch.is_autocast_enabled(x.device.type) and x.dtype != self.output.weight.dtype:
-            raise TypeError(f"x and y must have the dtype of the critic's parameters, {self.output.weight.dtype}; "
-                            f"got {x.dtype}")
+            raise TypeError(
+                f"x and y must have the dtype of the critic's parameters, {self.output.weight.dtype}; got {x.dtype}"
+            )
         return x, y
 
 

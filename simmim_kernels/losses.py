@@ -19,8 +19,14 @@ from .scores import PairwiseScores
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def info_nce_loss(query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None,
-                  temperature: float | Tensor = 0.1, reduction: str = "mean", symmetric: bool = False) -> Tensor:
+def info_nce_loss(
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    reduction: str = "mean",
+    symmetric: bool = False,
+) -> Tensor:
     """InfoNCE over cosine similarities (van den Oord et al. 2018, eq. 4), as the package info-nce-pytorch has it.
 
     query, positive_key: (N, d), one pair a row. Without negative_keys the other rows' positive keys are the
@@ -41,8 +47,9 @@ def info_nce_loss(query: Tensor, positive_key: Tensor, negative_keys: Tensor | N
     return _reduce(F.softplus(negatives.logsumexp(1) - scores.joint, threshold=40), reduction)
 
 
-def clip_loss(image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor,
-              reduction: str = "mean") -> Tensor:
+def clip_loss(
+    image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor, reduction: str = "mean"
+) -> Tensor:
     """CLIP's loss (Radford et al. 2021), as open_clip's ClipLoss: features are taken as they are, normalise first.
 
     Mean of the cross entropies of logit_scale <image_i, text_j> over rows and over columns, from one pass.
@@ -54,8 +61,13 @@ def clip_loss(image_features: Tensor, text_features: Tensor, logit_scale: float 
     return _reduce(_both_directions(PairwiseScores(image_features, text_features, scale=logit_scale)), reduction)
 
 
-def siglip_loss(image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor,
-                logit_bias: float | Tensor | None = None, reduction: str = "mean") -> Tensor:
+def siglip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
     """SigLIP's loss (Zhai et al. 2023, alg. 1), as open_clip's SigLipLoss: features are taken as they are.
 
     -log sigmoid(z_ij (logit_scale <image_i, text_j> + logit_bias)), z = 1 for the joint pairs and -1 for all
@@ -92,8 +104,9 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.5, redu
     return _reduce(scores.exclude(index, index).logsumexp(1) - scores.joint, reduction)
 
 
-def supcon_loss(features: Tensor, labels: Tensor, temperature: float | Tensor = 0.07,
-                reduction: str = "mean") -> Tensor:
+def supcon_loss(
+    features: Tensor, labels: Tensor, temperature: float | Tensor = 0.07, reduction: str = "mean"
+) -> Tensor:
     """Supervised contrastive loss (Khosla et al. 2020, L_out, eq. 2); features (N, d), integer labels (N,).
 
     Every other row of an anchor's class is a positive. The mean runs over the anchors that have one; the others
@@ -134,8 +147,14 @@ def dcl_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.1, reductio
     return _reduce((rows + columns + within[0] + within[1]) / 2 - across.joint, reduction)
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None,
-                         ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
     """F.cross_entropy(F.linear(x, weight, bias), target) without the (N, C) logits.
 
     x (N, d), weight (C, d), bias (C,), target (N,) class indices in [0, C) or ignore_index, whose rows contribute
@@ -222,8 +241,13 @@ class SigLipLoss(_Loss):
     def __init__(self, reduction: str = "mean"):
         super().__init__(reduction=reduction)
 
-    def forward(self, image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor,
-                logit_bias: float | Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+    ) -> Tensor:
         return siglip_loss(image_features, text_features, logit_scale, logit_bias, **self._options)
 
 

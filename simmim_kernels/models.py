@@ -10,9 +10,23 @@ from torch import Tensor, nn
 from . import bounds, validation
 from .critics import CosineCritic
 
-BOUNDS = {name: getattr(bounds, name) for name in (
-    "infonce", "dv", "mine", "nwj", "tuba", "js", "js_divergence", "smile", "interpolated", "flo",
-    "leave_one_out", "club")}
+BOUNDS = {
+    name: getattr(bounds, name)
+    for name in (
+        "infonce",
+        "dv",
+        "mine",
+        "nwj",
+        "tuba",
+        "js",
+        "js_divergence",
+        "smile",
+        "interpolated",
+        "flo",
+        "leave_one_out",
+        "club",
+    )
+}
 
 
 class MutualInformation(nn.Module):
@@ -103,8 +117,14 @@ class SimMIM(nn.Module):
     the bound. forward(view1, view2) -> SimMIMOutput(loss, mi, z1, z2).
     """
 
-    def __init__(self, encoder: nn.Module, critic: nn.Module | None = None, bound: str = "infonce",
-                 projector: nn.Module | None = None, **params: Any):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        critic: nn.Module | None = None,
+        bound: str = "infonce",
+        projector: nn.Module | None = None,
+        **params: Any,
+    ):
         super().__init__()
         self.encoder = encoder
         self.projector = nn.Identity() if projector is None else projector

@@ -31,27 +31,38 @@ class PairwiseScores:
     Raises TypeError or ValueError for operands of unequal width, dtype or device, and for empty ones.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, *, scale: float | Tensor = 1.0, row_bias: Tensor | None = None,
-                 col_bias: Tensor | None = None, positives: Tensor | None = None):
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        scale: float | Tensor = 1.0,
+        row_bias: Tensor | None = None,
+        col_bias: Tensor | None = None,
+        positives: Tensor | None = None,
+    ):
         x, y = _autocast(*validation.operands(x, y, ("x", "y")))
         self._adopt(Problem(x, y, [validation.scalar(scale, "scale", x)]), row_bias, col_bias, positives)
 
     @classmethod
-    def of_mlp(cls, x: Tensor, y: Tensor, parameters: Sequence[Tensor],
-               positives: Tensor | None = None) -> "PairwiseScores":
+    def of_mlp(
+        cls, x: Tensor, y: Tensor, parameters: Sequence[Tensor], positives: Tensor | None = None
+    ) -> "PairwiseScores":
         """Scores of a network on concatenated operands, from its first layer's two halves; see ConcatenatedMLP."""
         scores = cls.__new__(cls)
         x, y = validation.operands(x, y, ("x", "y"))
         scores._adopt(Problem(x, y, list(parameters), form="concatenated_mlp"), None, None, positives)
         return scores
 
-    def _adopt(self, problem: Problem, row_bias: Tensor | None, col_bias: Tensor | None,
-               positives: Tensor | None) -> None:
+    def _adopt(
+        self, problem: Problem, row_bias: Tensor | None, col_bias: Tensor | None, positives: Tensor | None
+    ) -> None:
         (n, m), x = problem.shape, problem.x
         self._problem = problem._replace(
             row_bias=None if row_bias is None else validation.vector(row_bias, "row_bias", n, x),
             col_bias=None if col_bias is None else validation.vector(col_bias, "col_bias", m, x),
-            positives=None if positives is None else validation.indices(positives, "positives", n, m, x))
+            positives=None if positives is None else validation.indices(positives, "positives", n, m, x),
+        )
 
     def _with(self, **changes) -> "PairwiseScores":
         scores = type(self).__new__(type(self))
@@ -99,8 +110,10 @@ class PairwiseScores:
     def _need_positives(self) -> None:
         n, m = self.shape
         if self._problem.positives is None and m < n:
-            raise ValueError("positives must be given where there are fewer columns than rows, "
-                             f"got none for scores of shape ({n}, {m})")
+            raise ValueError(
+                "positives must be given where there are fewer columns than rows, "
+                f"got none for scores of shape ({n}, {m})"
+            )
 
     def exclude(self, row_ids: Tensor, col_ids: Tensor, keep_joint: bool = False) -> "PairwiseScores":
         """Leaves pair (i, j) out of every statistic where row_ids[i] == col_ids[j], joint pairs included.

@@ -14,8 +14,9 @@ _TILE = {"inner_product": 256, "concatenated_mlp": 32}
 Tensors = list[Tensor | None]
 
 
-def second_derivatives(problem: Problem, needs: list[bool], statistics: Sequence[Tensor],
-                       upstream: Sequence[Tensor | None]) -> Tensors:
+def second_derivatives(
+    problem: Problem, needs: list[bool], statistics: Sequence[Tensor], upstream: Sequence[Tensor | None]
+) -> Tensors:
     """Products of `upstream`, one for each gradient, with the derivatives of the gradients.
 
     The gradients are sums over tiles of what the reference's backward gives for the tile alone, with `statistics`
@@ -24,15 +25,18 @@ def second_derivatives(problem: Problem, needs: list[bool], statistics: Sequence
     """
     arguments: Tensors = [*statistics, *problem.differentiable]
     cotangents: Tensors = [None] * len(statistics)
-    cotangents += [u if need and t is not None else None
-                   for u, need, t in zip(upstream, needs, problem.differentiable, strict=True)]
+    cotangents += [
+        u if need and t is not None else None
+        for u, need, t in zip(upstream, needs, problem.differentiable, strict=True)
+    ]
     totals: Tensors = [None if a is None else torch.zeros_like(a, dtype=problem.compute_dtype) for a in arguments]
     n, m = problem.shape
     step = _TILE[problem.form]
     for rows in (slice(i, i + step) for i in range(0, n, step)):
         for cols in (slice(j, j + step) for j in range(0, m, step)):
-            products = _of_tile(_restrict(problem, rows, cols), needs, _cut(arguments, rows, cols),
-                                _cut(cotangents, rows, cols))
+            products = _of_tile(
+                _restrict(problem, rows, cols), needs, _cut(arguments, rows, cols), _cut(cotangents, rows, cols)
+            )
             for total, product in zip(_cut(totals, rows, cols), products, strict=True):
                 if total is not None and product is not None:
                     total += product
@@ -60,7 +64,8 @@ def _restrict(problem: Problem, rows: slice, cols: slice) -> Problem:
     return problem._replace(
         positives=positives[rows] - cols.start,
         row_ids=None if problem.row_ids is None else problem.row_ids[:, rows],
-        col_ids=None if problem.col_ids is None else problem.col_ids[:, cols])
+        col_ids=None if problem.col_ids is None else problem.col_ids[:, cols],
+    )
 
 
 def _cut(tensors: Tensors, rows: slice, cols: slice) -> Tensors:

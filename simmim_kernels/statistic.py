@@ -15,13 +15,17 @@ from .backends import BACKENDS, select
 from .problem import Problem
 from .second_derivatives import second_derivatives
 
-_PROBLEM = ("Tensor x, Tensor y, Tensor[] parameters, Tensor? row_bias, Tensor? col_bias, Tensor? positives, "
-            "Tensor? row_ids, Tensor? col_ids, str form, str fn, str dims, float lo, float hi, str joint")
+_PROBLEM = (
+    "Tensor x, Tensor y, Tensor[] parameters, Tensor? row_bias, Tensor? col_bias, Tensor? positives, "
+    "Tensor? row_ids, Tensor? col_ids, str form, str fn, str dims, float lo, float hi, str joint"
+)
 
 _library = torch.library.Library("simmim_kernels", "DEF")
 _library.define(f"statistic({_PROBLEM}, str backend) -> (Tensor rows, Tensor columns)")
-_library.define(f"statistic_backward({_PROBLEM}, str backend, Tensor rows, Tensor columns, Tensor grad_rows, "
-                "Tensor grad_columns, bool[] needs) -> Tensor[]")
+_library.define(
+    f"statistic_backward({_PROBLEM}, str backend, Tensor rows, Tensor columns, Tensor grad_rows, "
+    "Tensor grad_columns, bool[] needs) -> Tensor[]"
+)
 
 # Problem's fields before `parameters` and after it: autograd.Function wants every tensor as an argument of its
 # own, so the parameters, which are as many as the form has, go last.
@@ -46,7 +50,7 @@ def _apply(arguments: tuple) -> tuple[Tensor, Tensor]:
     x, y, parameters, *rest = arguments
     if y is x:
         y = x.view_as(x)  # torch.compile takes no autograd.Function with one tensor twice.
-    optional, settings = rest[:_TENSORS - 2], tuple(rest[_TENSORS - 2:])
+    optional, settings = rest[: _TENSORS - 2], tuple(rest[_TENSORS - 2 :])
     return PairwiseStatistic.apply(settings, x, y, *optional, *parameters)
 
 
@@ -116,8 +120,9 @@ torch.library.register_fake("simmim_kernels::statistic_backward", _fake_backward
 def _loop_over_batch(function, info, in_dims, arguments):
     """vmap by a loop: every example is a statistic of its own."""
     outputs = [
-        function.apply(*(a.select(dim, i) if isinstance(dim, int) else a
-                         for a, dim in zip(arguments, in_dims, strict=True)))
+        function.apply(
+            *(a.select(dim, i) if isinstance(dim, int) else a for a, dim in zip(arguments, in_dims, strict=True))
+        )
         for i in range(info.batch_size)
     ]
     return tuple(torch.stack(column) if column[0] is not None else None for column in zip(*outputs, strict=True))
@@ -142,10 +147,12 @@ class PairwiseStatistic(torch.autograd.Function):
         needs = [*needed[:4], *needed[_TENSORS:]]
         if torch.is_grad_enabled():
             found = PairwiseStatisticBackward.apply(
-                ctx.settings, needs, rows, columns, grad_rows, grad_columns, *tensors)
+                ctx.settings, needs, rows, columns, grad_rows, grad_columns, *tensors
+            )
         else:
             found = torch.ops.simmim_kernels.statistic_backward(
-                *_operands(tensors), *ctx.settings, rows, columns, grad_rows, grad_columns, needs)
+                *_operands(tensors), *ctx.settings, rows, columns, grad_rows, grad_columns, needs
+            )
         found = [gradient if need else None for gradient, need in zip(found, needs, strict=True)]
         return None, *found[:4], None, None, None, *found[4:]
 
@@ -163,8 +170,11 @@ class PairwiseStatisticBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(settings, needs, rows, columns, grad_rows, grad_columns, *tensors):
-        return tuple(torch.ops.simmim_kernels.statistic_backward(
-            *_operands(tensors), *settings, rows, columns, grad_rows, grad_columns, needs))
+        return tuple(
+            torch.ops.simmim_kernels.statistic_backward(
+                *_operands(tensors), *settings, rows, columns, grad_rows, grad_columns, needs
+            )
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output):

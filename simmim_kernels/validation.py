@@ -30,8 +30,9 @@ def features(value: object, name: str) -> Tensor:
     return value
 
 
-def operands(x: object, y: object, names: tuple[str, str], *, same_width: bool = True,
-             same_length: bool = False) -> tuple[Tensor, Tensor]:
+def operands(
+    x: object, y: object, names: tuple[str, str], *, same_width: bool = True, same_length: bool = False
+) -> tuple[Tensor, Tensor]:
     """Two feature matrices that can be scored against each other."""
     x, y = features(x, names[0]), features(y, names[1])
     if x.device != y.device:
@@ -39,11 +40,15 @@ def operands(x: object, y: object, names: tuple[str, str], *, same_width: bool =
     if x.dtype != y.dtype:
         raise TypeError(f"{names[0]} and {names[1]} must have one dtype, got {x.dtype} and {y.dtype}")
     if same_width and x.shape[1] != y.shape[1]:
-        raise ValueError(f"{names[0]} and {names[1]} must have the same number of columns d, "
-                         f"got {tuple(x.shape)} and {tuple(y.shape)}")
+        raise ValueError(
+            f"{names[0]} and {names[1]} must have the same number of columns d, "
+            f"got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
     if same_length and x.shape[0] != y.shape[0]:
-        raise ValueError(f"{names[0]} and {names[1]} must have the same number of rows N, one pair a row, "
-                         f"got {tuple(x.shape)} and {tuple(y.shape)}")
+        raise ValueError(
+            f"{names[0]} and {names[1]} must have the same number of rows N, one pair a row, "
+            f"got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
     return x, y
 
 
@@ -65,7 +70,8 @@ def scalar(value: object, name: str, like: Tensor) -> Tensor:
         raise ValueError(f"{name} must have one element, got {describe(value)}")
     if value.device != like.device and value.device.type != "cpu":
         raise ValueError(f"{name} must be on {like.device}, got {describe(value)}")
-    return value.reshape(()).to(like.device)
+    # A reshape that changes nothing would still cost a node in every backward.
+    return (value if value.dim() == 0 else value.reshape(())).to(like.device)
 
 
 def positive(value: object, name: str) -> None:
@@ -133,7 +139,7 @@ def limits(lo: float, hi: float) -> tuple[float, float]:
 
 
 def dimension(dim: object) -> str:
-    """"rows" for dim 1, "columns" for 0, "total" for (0, 1), in Problem's words."""
+    """ "rows" for dim 1, "columns" for 0, "total" for (0, 1), in Problem's words."""
     if isinstance(dim, (tuple, list)):
         if sorted(dim) in ([0, 1], [-2, -1], [-1, 0], [-2, 1]):
             return "total"

@@ -28,8 +28,8 @@ def _nan_in_fresh_memory():
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles of a few pairs, so that small problems have seams in both directions."""
-    from simmim_kernels.backends import tiled
+    from simmim_kernels.backends import tiles
 
-    monkeypatch.setattr(tiled, "_TILE_ROWS", 16)
-    monkeypatch.setattr(tiled, "_TILE_COLUMNS", 24)
-    monkeypatch.setattr(tiled, "_MLP_TILE_BYTES", 2**14)
+    monkeypatch.setattr(tiles, "_TILE_ROWS", 16)
+    monkeypatch.setattr(tiles, "_TILE_COLUMNS", 24)
+    monkeypatch.setattr(tiles, "_MLP_TILE_BYTES", 2**14)

@@ -29,8 +29,12 @@ def spy(monkeypatch):
         return reference.backward(*arguments)
 
     module = types.SimpleNamespace(
-        unavailable=lambda: None, forward=forward, backward=backward, ran=ran,
-        supports=lambda p: None if p.form == "inner_product" else f"the form {p.form!r} is not supported")
+        unavailable=lambda: None,
+        forward=forward,
+        backward=backward,
+        ran=ran,
+        supports=lambda p: None if p.form == "inner_product" else f"the form {p.form!r} is not supported",
+    )
     monkeypatch.setitem(BACKENDS, "spy", module)
     return module
 
@@ -73,7 +77,9 @@ def test_the_backward_runs_where_the_forward_did(spy):
 
 def test_one_asked_for_by_name_that_cannot_run_raises_with_the_reason(monkeypatch, spy):
     scores = sk.MLPCritic(3, 3, hidden=4)(X, X)
-    with pytest.raises(RuntimeError, match=r"backend 'spy' was asked for \(backend\).*'concatenated_mlp' is not supported"):
+    with pytest.raises(
+        RuntimeError, match=r"backend 'spy' was asked for \(backend\).*'concatenated_mlp' is not supported"
+    ):
         scores.logsumexp(1, backend="spy")
     with sk.use_backend("spy"), pytest.raises(RuntimeError, match="use_backend"):
         scores.logsumexp(1)
@@ -84,7 +90,10 @@ def test_one_asked_for_by_name_that_cannot_run_raises_with_the_reason(monkeypatc
 
 
 def test_unknown_names_raise(monkeypatch):
-    with pytest.raises(ValueError, match="use_backend must name one of tiled, reference; got 'no-such'"), sk.use_backend("no-such"):
+    with (
+        pytest.raises(ValueError, match="use_backend must name one of tiled, reference; got 'no-such'"),
+        sk.use_backend("no-such"),
+    ):
         pass
     with pytest.raises(ValueError, match="got 'no-such'"):
         sk.DotCritic()(X, X).sum(1, backend="no-such")

@@ -18,8 +18,14 @@ def rows_off(s):
 
 def interpolated(s, alpha, a):
     n = len(s)
-    b = torch.stack([torch.stack([alpha * (s[i].exp().sum() - s[i, j].exp()) / (n - 1) + (1 - alpha) * a[i].exp()
-                                  for j in range(n)]) for i in range(n)])
+    b = torch.stack(
+        [
+            torch.stack(
+                [alpha * (s[i].exp().sum() - s[i, j].exp()) / (n - 1) + (1 - alpha) * a[i].exp() for j in range(n)]
+            )
+            for i in range(n)
+        ]
+    )
     ratio = off_diagonal(s.diagonal()[:, None] - b.log()).mean()
     return 1 + ratio - off_diagonal(s.exp() / b.diagonal()[:, None]).mean()
 
@@ -37,12 +43,18 @@ BOUNDS = {
     "infonce": (lambda a: {}, lambda s, a: (s.diagonal() - s.logsumexp(1)).mean() + math.log(N), None),
     "dv": (lambda a: {}, lambda s, a: s.diagonal().mean() - lme(off_diagonal(s)), None),
     "nwj": (lambda a: {}, lambda s, a: s.diagonal().mean() - (off_diagonal(s) - 1).exp().mean(), None),
-    "tuba": (lambda a: {"log_baseline": a}, lambda s, a: 1 + (s.diagonal() - a).mean()
-             - off_diagonal((s - a[:, None]).exp()).mean(), None),
+    "tuba": (
+        lambda a: {"log_baseline": a},
+        lambda s, a: 1 + (s.diagonal() - a).mean() - off_diagonal((s - a[:, None]).exp()).mean(),
+        None,
+    ),
     "js": (lambda a: {}, lambda s, a: 1 + s.diagonal().mean() - off_diagonal(s.exp()).mean(), js_objective),
     "js_divergence": (lambda a: {}, lambda s, a: js_objective(s), None),
-    "smile": (lambda a: {"tau": 0.5}, lambda s, a: s.diagonal().mean() - lme(off_diagonal(s).clamp(-0.5, 0.5)),
-              js_objective),
+    "smile": (
+        lambda a: {"tau": 0.5},
+        lambda s, a: s.diagonal().mean() - lme(off_diagonal(s).clamp(-0.5, 0.5)),
+        js_objective,
+    ),
     "interpolated": (lambda a: {"alpha": 0.4, "log_baseline": a}, lambda s, a: interpolated(s, 0.4, a), None),
     "flo": (lambda a: {"u": a}, lambda s, a: 1 - (a + (rows_off(s) - s.diagonal() - a).exp()).mean(), None),
     "leave_one_out": (lambda a: {}, lambda s, a: (s.diagonal() - rows_off(s)).mean(), None),
@@ -70,7 +82,8 @@ def test_bound(name, dtype, backend):
         leaves = [t.detach().to(kind).requires_grad_() for t in (x, y, a)]
         s = 0.4 * leaves[0] @ leaves[1].T
         return value(s, leaves[2]), torch.autograd.grad(
-            (objective(s) if objective else value(s, leaves[2])), leaves, allow_unused=True)
+            (objective(s) if objective else value(s, leaves[2])), leaves, allow_unused=True
+        )
 
     want, truth = evaluate(torch.float64)
     dense, dense_gradients = evaluate(dtype) if dtype.itemsize == 2 else (None, (None,) * 3)
@@ -156,9 +169,15 @@ def test_one_pair():
 def test_readouts_agree_with_the_bounds():
     s = scores()
     got = sk.bounds.readouts(s, tau=0.7)
-    want = {"infonce": sk.bounds.infonce(s), "nwj": sk.bounds.nwj(s), "dv": sk.bounds.dv(s), "js": sk.bounds.js(s),
-            "smile": sk.bounds.smile(s, tau=0.7), "plug_in": s.joint.mean(),
-            "ceiling": torch.tensor(math.log(N), dtype=torch.float64)}
+    want = {
+        "infonce": sk.bounds.infonce(s),
+        "nwj": sk.bounds.nwj(s),
+        "dv": sk.bounds.dv(s),
+        "js": sk.bounds.js(s),
+        "smile": sk.bounds.smile(s, tau=0.7),
+        "plug_in": s.joint.mean(),
+        "ceiling": torch.tensor(math.log(N), dtype=torch.float64),
+    }
     assert set(got) == set(want)
     for name in want:
         assert_close(got[name], want[name], name=name)
@@ -173,8 +192,9 @@ def gaussian_pair(n, d, information, seed=0):
     # log p(x, y) / p(x)p(y), affine in <x, y>.
     v = 1 - rho**2
     bias = -(rho**2) / (2 * v)
-    return sk.PairwiseScores(x, y, scale=rho / v, row_bias=bias * x.square().sum(1) - d / 2 * math.log(v),
-                             col_bias=bias * y.square().sum(1))
+    return sk.PairwiseScores(
+        x, y, scale=rho / v, row_bias=bias * x.square().sum(1) - d / 2 * math.log(v), col_bias=bias * y.square().sum(1)
+    )
 
 
 def test_known_truth_with_the_optimal_critic():

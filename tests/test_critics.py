@@ -31,12 +31,16 @@ CRITICS = {
     "dot": lambda: (sk.DotCritic(scale=2.0), lambda c, x, y: 2.0 * x @ y.T),
     "dot, learnable": lambda: (sk.DotCritic(torch.nn.Parameter(torch.tensor(0.7))), lambda c, x, y: c.scale * x @ y.T),
     "cosine": lambda: (sk.CosineCritic(0.2), lambda c, x, y: F.normalize(x, dim=1) @ F.normalize(y, dim=1).T / 0.2),
-    "cosine, learnable": lambda: (sk.CosineCritic(0.2, learnable=True), lambda c, x, y: F.normalize(x, dim=1)
-                                  @ F.normalize(y, dim=1).T / c.log_temperature.exp()),
+    "cosine, learnable": lambda: (
+        sk.CosineCritic(0.2, learnable=True),
+        lambda c, x, y: F.normalize(x, dim=1) @ F.normalize(y, dim=1).T / c.log_temperature.exp(),
+    ),
     "bilinear": lambda: (sk.BilinearCritic(5, 5), lambda c, x, y: x @ c.weight @ y.T),
     "gaussian": lambda: (sk.GaussianCritic(1.5), lambda c, x, y: -(x[:, None] - y).square().sum(2) / 4.5),
-    "gaussian, learnable": lambda: (sk.GaussianCritic(1.5, learnable=True), lambda c, x, y:
-                                    -(x[:, None] - y).square().sum(2) / (2 * c.log_bandwidth.exp() ** 2)),
+    "gaussian, learnable": lambda: (
+        sk.GaussianCritic(1.5, learnable=True),
+        lambda c, x, y: -(x[:, None] - y).square().sum(2) / (2 * c.log_bandwidth.exp() ** 2),
+    ),
     "separable": separable,
     "mlp of 1": lambda: mlp(1),
     "mlp of 2": lambda: mlp(2),
@@ -59,11 +63,24 @@ def test_critic(name, backend, dtype, small_tiles):
     assert_close(scores.dense().detach(), s.detach())
     assert_close(scores.joint.detach(), s.diagonal().detach())
     with sk.use_backend(backend):
-        values = [scores.logsumexp(1), scores.logsumexp(0), scores.sum((0, 1)), scores.marginal.logsumexp((0, 1)),
-                  scores.clamp(-0.5, 0.5).logsumexp((0, 1)), *scores.logsumexps()]
+        values = [
+            scores.logsumexp(1),
+            scores.logsumexp(0),
+            scores.sum((0, 1)),
+            scores.marginal.logsumexp((0, 1)),
+            scores.clamp(-0.5, 0.5).logsumexp((0, 1)),
+            *scores.logsumexps(),
+        ]
     off = s[~torch.eye(19, 29, dtype=torch.bool)]
-    truth = [s.logsumexp(1), s.logsumexp(0), F.softplus(s).sum(), off.logsumexp(0), s.clamp(-0.5, 0.5).logsumexp((0, 1)),
-             s.logsumexp(1), s.logsumexp(0)]
+    truth = [
+        s.logsumexp(1),
+        s.logsumexp(0),
+        F.softplus(s).sum(),
+        off.logsumexp(0),
+        s.clamp(-0.5, 0.5).logsumexp((0, 1)),
+        s.logsumexp(1),
+        s.logsumexp(0),
+    ]
     for got, want in zip(values, truth, strict=True):
         assert_close(got.detach(), want.detach())
 
@@ -81,22 +98,29 @@ def test_pair_scores_are_the_diagonal():
     for layers in (1, 2, 3):
         critic, formula = mlp(layers)
         x, y = torch.randn(7, 5), torch.randn(7, 5)
-        assert_close(critic.pair_scores(x, y).detach(), formula(critic.double(), x.double(), y.double()).diagonal().detach())
+        assert_close(
+            critic.pair_scores(x, y).detach(), formula(critic.double(), x.double(), y.double()).diagonal().detach()
+        )
 
 
 def test_gaussian_scores_survive_a_common_shift():
     x, y = torch.randn(20, 4), torch.randn(30, 4)
     shift = torch.tensor([3000.0, -2000.0, 0.0, 1000.0])
     got = sk.GaussianCritic()(x + shift, y + shift).dense()
-    want = -torch.cdist((x + shift).double(), (y + shift).double()) ** 2 / 2
+    want = -(torch.cdist((x + shift).double(), (y + shift).double()) ** 2) / 2
     assert error(got, want) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision(dtype, small_tiles):
     x, y = (torch.randn(n, 5).to(dtype).requires_grad_() for n in (19, 29))
-    for critic in (sk.DotCritic(0.5), sk.GaussianCritic(), sk.CosineCritic(0.5), sk.BilinearCritic(5, 5).to(dtype),
-                   sk.MLPCritic(5, 5, hidden=8).to(dtype)):
+    for critic in (
+        sk.DotCritic(0.5),
+        sk.GaussianCritic(),
+        sk.CosineCritic(0.5),
+        sk.BilinearCritic(5, 5).to(dtype),
+        sk.MLPCritic(5, 5, hidden=8).to(dtype),
+    ):
         got = critic(x, y).logsumexp(1)
         assert got.dtype == torch.float32
         wide = copy.deepcopy(critic).double()(x.double(), y.double()).dense().logsumexp(1)

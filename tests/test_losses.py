@@ -88,15 +88,21 @@ LOSSES = {
     "clip": (lambda t, r: sk.clip_loss(t["x"], t["y"], t["scale"], reduction=r), clip),
     "siglip": (lambda t, r: sk.siglip_loss(t["x"], t["y"], t["scale"], t["bias"], reduction=r), siglip),
     "info_nce": (lambda t, r: sk.info_nce_loss(t["x"], t["y"], temperature=t["temperature"], reduction=r), info_nce),
-    "info_nce, symmetric": (lambda t, r: sk.info_nce_loss(t["x"], t["y"], None, t["temperature"], r, True),
-                            info_nce_both_ways),
-    "info_nce, negatives": (lambda t, r: sk.info_nce_loss(t["x"], t["y"], t["negatives"], t["temperature"], r),
-                            info_nce_with_negatives),
+    "info_nce, symmetric": (
+        lambda t, r: sk.info_nce_loss(t["x"], t["y"], None, t["temperature"], r, True),
+        info_nce_both_ways,
+    ),
+    "info_nce, negatives": (
+        lambda t, r: sk.info_nce_loss(t["x"], t["y"], t["negatives"], t["temperature"], r),
+        info_nce_with_negatives,
+    ),
     "nt_xent": (lambda t, r: sk.nt_xent_loss(t["x"], t["y"], t["temperature"], reduction=r), nt_xent),
     "supcon": (lambda t, r: sk.supcon_loss(t["x"], LABELS, t["temperature"], reduction=r), supcon),
     "dcl": (lambda t, r: sk.dcl_loss(t["x"], t["y"], t["temperature"], reduction=r), dcl),
-    "linear_cross_entropy": (lambda t, r: sk.linear_cross_entropy(t["x"], t["weight"], TARGET, t["class_bias"],
-                                                                  reduction=r), linear),
+    "linear_cross_entropy": (
+        lambda t, r: sk.linear_cross_entropy(t["x"], t["weight"], TARGET, t["class_bias"], reduction=r),
+        linear,
+    ),
 }
 
 
@@ -107,9 +113,16 @@ def tensors(dtype):
     def normal(*shape):
         return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
 
-    made = {"x": normal(N, D), "y": normal(N, D), "negatives": normal(17, D), "weight": normal(13, D),
-            "class_bias": normal(13).to(low), "scale": torch.tensor(1.7, dtype=low),
-            "bias": torch.tensor(-0.6, dtype=low), "temperature": torch.tensor(0.4, dtype=low)}
+    made = {
+        "x": normal(N, D),
+        "y": normal(N, D),
+        "negatives": normal(17, D),
+        "weight": normal(13, D),
+        "class_bias": normal(13).to(low),
+        "scale": torch.tensor(1.7, dtype=low),
+        "bias": torch.tensor(-0.6, dtype=low),
+        "temperature": torch.tensor(0.4, dtype=low),
+    }
     return {k: v.requires_grad_() for k, v in made.items()}
 
 
@@ -133,7 +146,8 @@ def test_loss(name, reduction, dtype, backend, small_tiles):
     own, own_gradients = None, [None] * len(leaves)
     if dtype.itemsize == 2:
         own, own_gradients = value_and_gradients(
-            dense, {k: v.detach().to(dtype).requires_grad_() for k, v in leaves.items()}, reduction)
+            dense, {k: v.detach().to(dtype).requires_grad_() for k, v in leaves.items()}, reduction
+        )
     assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert_close(value, want, own, "value")
     for key, f, t, o in zip(leaves, found, truth, own_gradients, strict=True):
@@ -156,8 +170,10 @@ def test_modules_are_the_functions():
         (sk.NTXentLoss(0.2)(x, y), sk.nt_xent_loss(x, y, 0.2)),
         (sk.SupConLoss(0.2)(x, LABELS), sk.supcon_loss(x, LABELS, 0.2)),
         (sk.DCLLoss(0.2, "sum")(x, y), sk.dcl_loss(x, y, 0.2, "sum")),
-        (sk.LinearCrossEntropyLoss(reduction="sum")(x, weight, TARGET, bias),
-         sk.linear_cross_entropy(x, weight, TARGET, bias, reduction="sum")),
+        (
+            sk.LinearCrossEntropyLoss(reduction="sum")(x, weight, TARGET, bias),
+            sk.linear_cross_entropy(x, weight, TARGET, bias, reduction="sum"),
+        ),
     ]
     for got, want in pairs:
         assert torch.equal(got, want)

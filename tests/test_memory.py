@@ -1,5 +1,7 @@
 """Memory grows with N, not with N^2: PyTorch's own allocations during forward and backward, counted."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -20,16 +22,21 @@ LOSSES = {
     "supcon": lambda x, y: sk.supcon_loss(x + y, torch.arange(len(x)) % 100),
     "dcl": sk.dcl_loss,
     "smile": lambda x, y: -sk.bounds.smile(sk.GaussianCritic()(x, y)),
-    "false negatives": lambda x, y: -sk.bounds.infonce(sk.DotCritic()(x, y).exclude(
-        torch.arange(len(x)) % 50, torch.arange(len(x)) % 50, keep_joint=True)),
+    "false negatives": lambda x, y: (
+        -sk.bounds.infonce(
+            sk.DotCritic()(x, y).exclude(torch.arange(len(x)) % 50, torch.arange(len(x)) % 50, keep_joint=True)
+        )
+    ),
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_doubling_the_batch_doubles_the_memory(name, dtype):
-    small, large = (extra_bytes(lambda: forward_backward(LOSSES[name], inputs))
-                    for inputs in (pair(2048, 8, dtype), pair(4096, 8, dtype)))
+    small, large = (
+        extra_bytes(partial(forward_backward, LOSSES[name], inputs))
+        for inputs in (pair(2048, 8, dtype), pair(4096, 8, dtype))
+    )
     assert large <= 2 * small
     # One float32 matrix of scores alone would take 64 MB.
     assert large < 16 * MB

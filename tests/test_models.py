@@ -18,9 +18,19 @@ def pair(n=32, d=4):
 
 def test_every_bound_by_name():
     x, y = pair()
-    for bound, params in (("infonce", {"symmetric": True}), ("dv", {}), ("nwj", {}), ("js", {}), ("smile", {"tau": 2.0}),
-                          ("js_divergence", {}), ("tuba", {"log_baseline": 0.5}), ("flo", {"u": torch.ones(32)}),
-                          ("interpolated", {"alpha": 0.5, "log_baseline": 0.0}), ("leave_one_out", {}), ("club", {})):
+    for bound, params in (
+        ("infonce", {"symmetric": True}),
+        ("dv", {}),
+        ("nwj", {}),
+        ("js", {}),
+        ("smile", {"tau": 2.0}),
+        ("js_divergence", {}),
+        ("tuba", {"log_baseline": 0.5}),
+        ("flo", {"u": torch.ones(32)}),
+        ("interpolated", {"alpha": 0.5, "log_baseline": 0.0}),
+        ("leave_one_out", {}),
+        ("club", {}),
+    ):
         critic = sk.DotCritic(0.3)
         got = sk.MutualInformation(critic, bound, **params)(x, y)
         assert_close(got.detach(), getattr(sk.bounds, bound)(critic(x, y), **params).detach())

@@ -34,13 +34,17 @@ def mlp_case():
 def test_opcheck(options, fn, dims, backend):
     p = problem(Case(6, 9, 4, **options), fn=fn, dims=dims)
     opcheck(torch.ops.simmim_kernels.statistic.default, (*p, backend))
-    detached = p._replace(**{k: v.detach() for k, v in p._asdict().items() if isinstance(v, torch.Tensor)},
-                          parameters=[t.detach() for t in p.parameters])
+    detached = p._replace(
+        **{k: v.detach() for k, v in p._asdict().items() if isinstance(v, torch.Tensor)},
+        parameters=[t.detach() for t in p.parameters],
+    )
     opcheck(torch.ops.simmim_kernels.statistic.default, (*detached, backend))
     rows, columns = torch.ops.simmim_kernels.statistic(*detached, backend)
     needs = [t is not None for t in p.differentiable]
-    opcheck(torch.ops.simmim_kernels.statistic_backward.default,
-            (*detached, backend, rows, columns, torch.ones_like(rows), torch.ones_like(columns), needs))
+    opcheck(
+        torch.ops.simmim_kernels.statistic_backward.default,
+        (*detached, backend, rows, columns, torch.ones_like(rows), torch.ones_like(columns), needs),
+    )
 
 
 def test_calling_the_operator_itself_gives_gradients():
@@ -77,8 +81,9 @@ def test_gradcheck_of_the_mlp(backend, small_tiles):
     critic, x, y = mlp_case()
 
     def f(x, y, *parameters):
-        scores = torch.func.functional_call(critic, dict(zip(dict(critic.named_parameters()), parameters, strict=True)),
-                                            (x, y))
+        scores = torch.func.functional_call(
+            critic, dict(zip(dict(critic.named_parameters()), parameters, strict=True)), (x, y)
+        )
         return scores.logsumexp(1, backend=backend), scores.sum(0, fn="softplus", backend=backend)
 
     assert torch.autograd.gradcheck(f, (x, y, *critic.parameters()))

@@ -9,8 +9,14 @@ from truth import BACKENDS, Case, assert_close, gradients
 import simmim_kernels as sk
 
 OPTIONS = [
-    {}, {"joint": "left_out"}, {"ids": 1}, {"ids": 3}, {"ids": 2, "joint": "left_out"}, {"ids": 2, "joint": "kept"},
-    {"ids": 3, "joint": "kept", "positives": True}, {"ids": 1, "joint": "left_out", "positives": True},
+    {},
+    {"joint": "left_out"},
+    {"ids": 1},
+    {"ids": 3},
+    {"ids": 2, "joint": "left_out"},
+    {"ids": 2, "joint": "kept"},
+    {"ids": 3, "joint": "kept", "positives": True},
+    {"ids": 1, "joint": "left_out", "positives": True},
 ]
 
 
@@ -37,7 +43,9 @@ def test_logmeanexp_and_dense(options):
         assert_close(scores.logmeanexp(dim).detach(), want.detach())
 
 
-@pytest.mark.parametrize("options", [{}, {"biases": True}, {"positives": True, "biases": True, "clamp": (-0.3, 0.3)}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"biases": True}, {"positives": True, "biases": True, "clamp": (-0.3, 0.3)}], ids=str
+)
 def test_joint(options):
     case = Case(12, 15, 4, **options)
     wide = case.upcast()

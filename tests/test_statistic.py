@@ -112,7 +112,8 @@ def test_rows_and_columns_of_very_different_size(spread, columns_differ, dtype, 
     slack = 1 if dtype == torch.float64 else max(1, spread / 30)
     for name in case.tensors:
         assert (found[name] - truth[name]).abs().max() <= slack * {torch.float64: 1e-10, torch.float32: 1e-5}[
-            dtype] * truth[name].abs().max(), name
+            dtype
+        ] * truth[name].abs().max(), name
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -193,9 +194,9 @@ def test_duplicates(small_tiles):
 
 def test_a_planted_error_is_seen(monkeypatch, small_tiles):
     """The comparison fails for a backend that forgets one column of one tile, or halves one weight."""
-    from simmim_kernels.backends import tiled
+    from simmim_kernels.backends import tiled, tiles
 
-    fill = tiled._Walk.fill_excluded
+    fill = tiles.Walk.fill_excluded
 
     def forget(self, tile, values, value):
         fill(self, tile, values, value)
@@ -203,7 +204,7 @@ def test_a_planted_error_is_seen(monkeypatch, small_tiles):
             values[:, -1] = value
 
     with monkeypatch.context() as patch:
-        patch.setattr(tiled._Walk, "fill_excluded", forget)
+        patch.setattr(tiles.Walk, "fill_excluded", forget)
         with pytest.raises(AssertionError, match="error"):
             check(Case(37, 53, 5), "logsumexp", 1, "tiled")
 

@@ -12,7 +12,11 @@ META = torch.empty(6, 4, device="meta")
 LONG = torch.zeros(6, 4, dtype=torch.long)
 
 PAIRS = {
-    "mismatched d": ((X, Y[:, :3]), ValueError, r"{0} and {1} must have the same number of columns d, got \(6, 4\) and \(6, 3\)"),
+    "mismatched d": (
+        (X, Y[:, :3]),
+        ValueError,
+        r"{0} and {1} must have the same number of columns d, got \(6, 4\) and \(6, 3\)",
+    ),
     "integers": ((LONG, LONG), TypeError, r"{0} must have dtype float64.*got a int64 tensor of shape \(6, 4\)"),
     "complex": ((X.to(torch.complex64), Y), TypeError, "{0} must have dtype"),
     "two dtypes": ((X, Y.double()), TypeError, "{0} and {1} must have one dtype, got torch.float32 and torch.float64"),
@@ -26,13 +30,12 @@ PAIRS = {
 
 PAIR_FUNCTIONS = {
     ("x", "y"): lambda x, y: sk.DotCritic()(x, y),
-    ("x", "y ") : lambda x, y: sk.GaussianCritic()(x, y),
+    ("x", "y "): lambda x, y: sk.GaussianCritic()(x, y),
     ("x ", "y"): lambda x, y: sk.CosineCritic()(x, y),
     ("image_features", "text_features"): lambda x, y: sk.clip_loss(x, y, 1.0),
     ("image_features", "text_features "): lambda x, y: sk.siglip_loss(x, y, 1.0),
     ("query", "positive_key"): sk.info_nce_loss,
-    ("query ", "negative_keys"): lambda x, y: sk.info_nce_loss(
-        x, x if isinstance(x, torch.Tensor) else Y, y),
+    ("query ", "negative_keys"): lambda x, y: sk.info_nce_loss(x, x if isinstance(x, torch.Tensor) else Y, y),
     ("z1", "z2"): sk.nt_xent_loss,
     ("z1 ", "z2"): sk.dcl_loss,
     ("x", "weight"): lambda x, y: sk.linear_cross_entropy(x, y, torch.zeros(6, dtype=torch.long)),
@@ -52,12 +55,20 @@ def test_pairs_of_features(names, bad):
         PAIR_FUNCTIONS[names](*arguments)
 
 
-@pytest.mark.parametrize("f", [
-    lambda x, y: sk.clip_loss(x, y, 1.0), lambda x, y: sk.siglip_loss(x, y, 1.0), sk.info_nce_loss, sk.nt_xent_loss,
-    sk.dcl_loss,
-])
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x, y: sk.clip_loss(x, y, 1.0),
+        lambda x, y: sk.siglip_loss(x, y, 1.0),
+        sk.info_nce_loss,
+        sk.nt_xent_loss,
+        sk.dcl_loss,
+    ],
+)
 def test_losses_of_pairs_need_as_many_rows(f):
-    with pytest.raises(ValueError, match=r"must have the same number of rows N, one pair a row, got \(6, 4\) and \(5, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"must have the same number of rows N, one pair a row, got \(6, 4\) and \(5, 4\)"
+    ):
         f(X, Y[:5])
 
 
@@ -68,55 +79,134 @@ TALL = sk.DotCritic()(X, Y[:3])
 CALLS = {
     "scale of two": (lambda: sk.PairwiseScores(X, Y, scale=torch.ones(2)), ValueError, "scale must have one element"),
     "scale in words": (lambda: sk.DotCritic("big")(X, Y), TypeError, "scale must be a number"),
-    "integer scale tensor": (lambda: sk.clip_loss(X, Y, torch.tensor(3)), TypeError, "logit_scale must have a floating"),
-    "logit_bias of two": (lambda: sk.siglip_loss(X, Y, 1.0, torch.ones(2)), ValueError, "logit_bias must have one element"),
-    "scale elsewhere": (lambda: sk.clip_loss(X, Y, torch.empty((), device="meta")), ValueError, "logit_scale must be on cpu"),
-    "row_bias of columns": (lambda: sk.PairwiseScores(X, Y[:5], row_bias=torch.ones(5)), ValueError,
-                            r"row_bias must have shape \(6,\), got a float32 tensor of shape \(5,\)"),
-    "integer col_bias": (lambda: sk.PairwiseScores(X, Y, col_bias=torch.ones(6).long()), TypeError, "col_bias must have a floating"),
-    "positives in floats": (lambda: sk.DotCritic()(X, Y, positives=torch.ones(6)), TypeError, "positives must have an integer dtype"),
-    "too few positives": (lambda: sk.DotCritic()(X, Y, positives=torch.ones(5).long()), ValueError, r"positives must have shape \(6,\)"),
-    "positives beyond": (lambda: sk.DotCritic()(X, Y, positives=torch.full((6,), 6)), ValueError,
-                         r"positives must be in \[0, 6\), got values from 6 to 6"),
-    "negative positives": (lambda: sk.DotCritic()(X, Y, positives=torch.full((6,), -1)), ValueError, "positives must be in"),
-    "fewer columns, joint": (lambda: TALL.joint, ValueError, "positives must be given where there are fewer columns than rows"),
+    "integer scale tensor": (
+        lambda: sk.clip_loss(X, Y, torch.tensor(3)),
+        TypeError,
+        "logit_scale must have a floating",
+    ),
+    "logit_bias of two": (
+        lambda: sk.siglip_loss(X, Y, 1.0, torch.ones(2)),
+        ValueError,
+        "logit_bias must have one element",
+    ),
+    "scale elsewhere": (
+        lambda: sk.clip_loss(X, Y, torch.empty((), device="meta")),
+        ValueError,
+        "logit_scale must be on cpu",
+    ),
+    "row_bias of columns": (
+        lambda: sk.PairwiseScores(X, Y[:5], row_bias=torch.ones(5)),
+        ValueError,
+        r"row_bias must have shape \(6,\), got a float32 tensor of shape \(5,\)",
+    ),
+    "integer col_bias": (
+        lambda: sk.PairwiseScores(X, Y, col_bias=torch.ones(6).long()),
+        TypeError,
+        "col_bias must have a floating",
+    ),
+    "positives in floats": (
+        lambda: sk.DotCritic()(X, Y, positives=torch.ones(6)),
+        TypeError,
+        "positives must have an integer dtype",
+    ),
+    "too few positives": (
+        lambda: sk.DotCritic()(X, Y, positives=torch.ones(5).long()),
+        ValueError,
+        r"positives must have shape \(6,\)",
+    ),
+    "positives beyond": (
+        lambda: sk.DotCritic()(X, Y, positives=torch.full((6,), 6)),
+        ValueError,
+        r"positives must be in \[0, 6\), got values from 6 to 6",
+    ),
+    "negative positives": (
+        lambda: sk.DotCritic()(X, Y, positives=torch.full((6,), -1)),
+        ValueError,
+        "positives must be in",
+    ),
+    "fewer columns, joint": (
+        lambda: TALL.joint,
+        ValueError,
+        "positives must be given where there are fewer columns than rows",
+    ),
     "fewer columns, marginal": (lambda: TALL.marginal, ValueError, "positives must be given"),
     "fewer columns, bound": (lambda: sk.bounds.dv(TALL), ValueError, "positives must be given"),
-    "row_ids": (lambda: S.exclude(torch.ones(5).long(), torch.ones(6).long()), ValueError, r"row_ids must have shape \(6,\)"),
-    "col_ids in floats": (lambda: S.exclude(torch.ones(6).long(), torch.ones(6)), TypeError, "col_ids must have an integer dtype"),
+    "row_ids": (
+        lambda: S.exclude(torch.ones(5).long(), torch.ones(6).long()),
+        ValueError,
+        r"row_ids must have shape \(6,\)",
+    ),
+    "col_ids in floats": (
+        lambda: S.exclude(torch.ones(6).long(), torch.ones(6)),
+        TypeError,
+        "col_ids must have an integer dtype",
+    ),
     "clamp upside down": (lambda: S.clamp(1, -1), ValueError, "lo must be at most hi, got lo=1 and hi=-1"),
     "clamp with NaN": (lambda: S.clamp(float("nan"), 1), ValueError, "lo must be at most hi"),
     "clamp with a tensor": (lambda: S.clamp(torch.tensor(0.0), 1), TypeError, "lo must be a number"),
     "dim": (lambda: S.logsumexp(2), ValueError, r"dim must be 0, 1 or \(0, 1\), got 2"),
     "dim None": (lambda: S.sum(None), ValueError, "dim must be"),
-    "fn": (lambda: S.sum(1, fn="relu"), ValueError, "fn must be one of identity, softplus, square, log1mexp; got 'relu'"),
+    "fn": (
+        lambda: S.sum(1, fn="relu"),
+        ValueError,
+        "fn must be one of identity, softplus, square, log1mexp; got 'relu'",
+    ),
     "labels": (lambda: sk.supcon_loss(X, torch.ones(5).long()), ValueError, r"labels must have shape \(6,\)"),
     "labels in floats": (lambda: sk.supcon_loss(X, torch.ones(6)), TypeError, "labels must have an integer dtype"),
     "features": (lambda: sk.supcon_loss(LONG, torch.ones(6).long()), TypeError, "features must have dtype"),
-    "target beyond": (lambda: sk.linear_cross_entropy(X, Y, torch.full((6,), 6)), ValueError,
-                      r"target must be in \[0, 6\) or equal to -100"),
-    "bias": (lambda: sk.linear_cross_entropy(X, Y, torch.ones(6).long(), torch.ones(4)), ValueError, r"bias must have shape \(6,\)"),
+    "target beyond": (
+        lambda: sk.linear_cross_entropy(X, Y, torch.full((6,), 6)),
+        ValueError,
+        r"target must be in \[0, 6\) or equal to -100",
+    ),
+    "bias": (
+        lambda: sk.linear_cross_entropy(X, Y, torch.ones(6).long(), torch.ones(4)),
+        ValueError,
+        r"bias must have shape \(6,\)",
+    ),
     "temperature": (lambda: sk.nt_xent_loss(X, Y, 0.0), ValueError, "temperature must be greater than 0, got 0.0"),
     "temperature of a Module": (lambda: sk.DCLLoss(-1.0), ValueError, "temperature must be greater than 0"),
-    "temperature of a critic": (lambda: sk.CosineCritic(float("nan")), ValueError, "temperature must be greater than 0"),
+    "temperature of a critic": (
+        lambda: sk.CosineCritic(float("nan")),
+        ValueError,
+        "temperature must be greater than 0",
+    ),
     "bandwidth": (lambda: sk.GaussianCritic(0.0), ValueError, "bandwidth must be greater than 0"),
-    "reduction": (lambda: sk.clip_loss(X, Y, 1.0, "avg"), ValueError, "reduction must be one of mean, sum, none; got 'avg'"),
+    "reduction": (
+        lambda: sk.clip_loss(X, Y, 1.0, "avg"),
+        ValueError,
+        "reduction must be one of mean, sum, none; got 'avg'",
+    ),
     "reduction of a Module": (lambda: sk.ClipLoss("avg"), ValueError, "reduction must be one of"),
     "dcl of one": (lambda: sk.dcl_loss(X[:1], Y[:1]), ValueError, "must have at least two rows"),
-    "symmetric with negatives": (lambda: sk.info_nce_loss(X, Y, X, symmetric=True), ValueError, "symmetric must be False"),
+    "symmetric with negatives": (
+        lambda: sk.info_nce_loss(X, Y, X, symmetric=True),
+        ValueError,
+        "symmetric must be False",
+    ),
     "tau": (lambda: sk.bounds.smile(S, tau=0.0), ValueError, "tau must be greater than 0"),
     "alpha": (lambda: sk.bounds.interpolated(S, 1.5, 0.0), ValueError, r"alpha must be a number in \[0, 1\], got 1.5"),
     "log_baseline": (lambda: sk.bounds.tuba(S, torch.ones(5)), ValueError, r"log_baseline must have shape \(6,\)"),
     "u": (lambda: sk.bounds.flo(S, torch.ones(6).long()), TypeError, "u must have a floating dtype"),
     "bilinear width": (lambda: sk.BilinearCritic(3, 4)(X, Y), ValueError, r"x must have shape \(N, 3\)"),
     "mlp width": (lambda: sk.MLPCritic(4, 5)(X, Y), ValueError, r"y must have shape \(N, 5\)"),
-    "mlp dtype": (lambda: sk.MLPCritic(4, 4)(X.double(), Y.double()), TypeError, "x and y must have the dtype of the critic's"),
+    "mlp dtype": (
+        lambda: sk.MLPCritic(4, 4)(X.double(), Y.double()),
+        TypeError,
+        "x and y must have the dtype of the critic's",
+    ),
     "mlp layers": (lambda: sk.MLPCritic(4, 4, layers=0), ValueError, "layers must be an integer of at least 1, got 0"),
     "pair_scores": (lambda: sk.MLPCritic(4, 4).pair_scores(X, Y[:3]), ValueError, "same number of rows"),
-    "keep_joint both ways": (lambda: S.exclude(torch.arange(6), torch.arange(6)).exclude(
-        torch.arange(6), torch.arange(6), keep_joint=True), ValueError, "keep_joint must be the same"),
-    "seven exclusions": (lambda: [s := S] + [s := s.exclude(torch.arange(6), torch.arange(6)) for _ in range(7)], ValueError,
-                         "exclude can be applied 6 times"),
+    "keep_joint both ways": (
+        lambda: S.exclude(torch.arange(6), torch.arange(6)).exclude(torch.arange(6), torch.arange(6), keep_joint=True),
+        ValueError,
+        "keep_joint must be the same",
+    ),
+    "seven exclusions": (
+        lambda: [s := S] + [s := s.exclude(torch.arange(6), torch.arange(6)) for _ in range(7)],
+        ValueError,
+        "exclude can be applied 6 times",
+    ),
 }
 
 

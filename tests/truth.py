@@ -63,8 +63,14 @@ class Case:
     def scores(self, sk):
         """The case through the package."""
         t = self.tensors
-        s = sk.PairwiseScores(t["x"], t["y"], scale=t["scale"], row_bias=t.get("row_bias"), col_bias=t.get("col_bias"),
-                              positives=self.column)
+        s = sk.PairwiseScores(
+            t["x"],
+            t["y"],
+            scale=t["scale"],
+            row_bias=t.get("row_bias"),
+            col_bias=t.get("col_bias"),
+            positives=self.column,
+        )
         if self.clamp:
             s = s.clamp(*self.clamp)
         for k in range(self.ids):

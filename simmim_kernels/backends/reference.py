@@ -42,8 +42,11 @@ def cast(problem: Problem) -> Problem:
         return None if tensor is None else tensor.to(dtype)
 
     return problem._replace(
-        x=problem.x.to(dtype), y=problem.y.to(dtype), parameters=[p.to(dtype) for p in problem.parameters],
-        row_bias=to(problem.row_bias), col_bias=to(problem.col_bias),
+        x=problem.x.to(dtype),
+        y=problem.y.to(dtype),
+        parameters=[p.to(dtype) for p in problem.parameters],
+        row_bias=to(problem.row_bias),
+        col_bias=to(problem.col_bias),
     )
 
 
@@ -67,22 +70,17 @@ def dense(problem: Problem) -> Tensor:
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     s = dense(problem)
     if problem.fn == "logsumexp":
-        def reduce(dim: int) -> Tensor:
-            return s.logsumexp(dim)
+        reduce = s.logsumexp
     else:
-        values = POINTWISE[problem.fn].value(s)
-        mask = excluded_pairs(problem)
-        if mask is not None:
-            values = values.masked_fill(mask, 0)
-
-        def reduce(dim: int) -> Tensor:
-            return values.sum(dim)
+        values, mask = POINTWISE[problem.fn].value(s), excluded_pairs(problem)
+        reduce = (values if mask is None else values.masked_fill(mask, 0)).sum
     nothing = s.new_empty(0)
     return (reduce(1) if problem.wants_rows else nothing), (reduce(0) if problem.wants_columns else nothing)
 
 
-def weights(problem: Problem, s: Tensor, rows: Tensor, columns: Tensor,
-            grad_rows: Tensor, grad_columns: Tensor) -> Tensor:
+def weights(
+    problem: Problem, s: Tensor, rows: Tensor, columns: Tensor, grad_rows: Tensor, grad_columns: Tensor
+) -> Tensor:
     """dL/ds for clamped scores s, from a statistic's values and the upstream gradients of rows and columns."""
     if problem.fn != "logsumexp":
         upstream = (grad_rows[:, None] if problem.wants_rows else 0) + (grad_columns if problem.wants_columns else 0)
@@ -96,8 +94,9 @@ def weights(problem: Problem, s: Tensor, rows: Tensor, columns: Tensor,
     return total
 
 
-def backward(problem: Problem, rows: Tensor, columns: Tensor, grad_rows: Tensor, grad_columns: Tensor,
-             needs: list[bool]) -> list[Tensor | None]:
+def backward(
+    problem: Problem, rows: Tensor, columns: Tensor, grad_rows: Tensor, grad_columns: Tensor, needs: list[bool]
+) -> list[Tensor | None]:
     """Gradients of `problem.differentiable`, None where `needs` says so; itself differentiable by autograd."""
     p = cast(problem)
     raw, saved = _raw_scores(p)

@@ -1,0 +1,1 @@
+"""Benchmarks: this package's losses beside dense PyTorch, in one process, interleaved."""

@@ -1,0 +1,234 @@
+"""The walk over the score matrix: one tile of scores at a time, and the sums of products that consume its weights."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..forms import FORMS
+from ..problem import Problem
+
+# Two buffers of this many float32 scores stay within a CPU's caches.
+_TILE_ROWS, _TILE_COLUMNS = 512, 1024
+_MLP_TILE_BYTES = 32 * 2**20
+
+
+class Tile(NamedTuple):
+    """One block of pairs: its scores in the walk's unit, and where they are."""
+
+    rows: slice
+    cols: slice
+    scores: Tensor
+    outside: Tensor | None
+    """True where the clamp is active; only where gradients are wanted."""
+
+
+class Walk:
+    """Visits the tiles of a problem strip by strip. `unit` multiplies every score (LOG2E for base 2)."""
+
+    def __init__(self, problem: Problem, unit: float = 1.0):
+        self.problem, self.unit = problem, unit
+        self.dtype, self.device = problem.compute_dtype, problem.x.device
+        self.n, self.m = problem.shape
+        self.parameters = [parameter.to(self.dtype) for parameter in problem.parameters]
+        self.row_step, self.col_step = self._tile_shape()
+        self._id_ranges = _id_ranges(problem, self.row_step, self.col_step)
+
+    def _tile_shape(self) -> tuple[int, int]:
+        return min(self.n, _TILE_ROWS), min(self.m, _TILE_COLUMNS)
+
+    def strips(self) -> Iterator[slice]:
+        for start in range(0, self.n, self.row_step):
+            yield slice(start, min(start + self.row_step, self.n))
+
+    def tiles(self, rows: slice, gradients: bool = False) -> Iterator[Tile]:
+        p = self.problem
+        self._enter(rows)
+        for start in range(0, self.m, self.col_step):
+            cols = slice(start, min(start + self.col_step, self.m))
+            # A clamp acts in natural units, so that a score on its bound is seen as dense PyTorch sees it.
+            unit = 1.0 if p.clamped else self.unit
+            s = self._products(rows, cols, unit)
+            if p.row_bias is not None:
+                s.add_(p.row_bias[rows, None].to(self.dtype), alpha=unit)
+            if p.col_bias is not None:
+                s.add_(p.col_bias[cols].to(self.dtype), alpha=unit)
+            outside = None
+            if p.clamped:
+                outside = ~((s >= p.lo) & (s <= p.hi)) if gradients else None
+                s.clamp_(p.lo, p.hi).mul_(self.unit)
+            yield Tile(rows, cols, s, outside)
+
+    def fill_excluded(self, tile: Tile, values: Tensor, fill: float) -> None:
+        """Overwrites the entries of `values` (a tile's shape) that stand for excluded pairs."""
+        p = self.problem
+        mask = self._id_mask(tile.rows, tile.cols)
+        if mask is not None:
+            if p.joint == "kept":
+                _fill_joint(p, tile, mask, False)
+            values.masked_fill_(mask, fill)
+        if p.joint == "left_out":
+            _fill_joint(p, tile, values, fill)
+
+    def _id_mask(self, rows: slice, cols: slice) -> Tensor | None:
+        p = self.problem
+        if p.row_ids is None or p.col_ids is None:
+            return None
+        row_ranges, col_ranges = self._id_ranges
+        mask = None
+        for k in range(len(p.row_ids)):
+            row_least, row_most = row_ranges[k][rows.start // self.row_step]
+            col_least, col_most = col_ranges[k][cols.start // self.col_step]
+            if row_least > col_most or col_least > row_most:
+                continue
+            equal = p.row_ids[k, rows, None] == p.col_ids[k, cols]
+            mask = equal if mask is None else mask.logical_or_(equal)
+        return mask
+
+    def _enter(self, rows: slice) -> None:
+        raise NotImplementedError
+
+    def _products(self, rows: slice, cols: slice, unit: float) -> Tensor:
+        raise NotImplementedError
+
+    def gradients_of(self, needs: list[bool]) -> "Gradients":
+        raise NotImplementedError
+
+
+class Gradients(Protocol):
+    """Sums the form's gradients over tiles."""
+
+    def add(self, tile: Tile, weights: Tensor) -> None: ...
+
+    def finish_strip(self, rows: slice) -> None: ...
+
+    def result(self) -> tuple[Tensor | None, Tensor | None, list[Tensor]]: ...
+
+
+class _InnerProductWalk(Walk):
+    def __init__(self, problem: Problem, unit: float = 1.0):
+        super().__init__(problem, unit)
+        self._buffer = torch.empty(self.row_step * self.col_step, dtype=self.dtype, device=self.device)
+
+    def _enter(self, rows: slice) -> None:
+        self._x = self.problem.x[rows].to(self.dtype) * self.parameters[0]
+
+    def _products(self, rows: slice, cols: slice, unit: float) -> Tensor:
+        self._y = self.problem.y[cols].to(self.dtype)
+        out = self._buffer[: len(self._x) * len(self._y)].view(len(self._x), len(self._y))
+        # beta=0: the buffer's old content is ignored, NaN included.
+        return torch.addmm(out, self._x, self._y.T, beta=0, alpha=unit, out=out)
+
+    def gradients_of(self, needs: list[bool]) -> "_InnerProductGradients":
+        return _InnerProductGradients(self, needs)
+
+
+class _InnerProductGradients:
+    """Sums G Y and G^T X over tiles: dx one strip at a time, dy in one (M, d) buffer."""
+
+    def __init__(self, walk: _InnerProductWalk, needs: list[bool]):
+        self.walk, p = walk, walk.problem
+        self.need_x, self.need_y, self.need_scale = needs[0], needs[1], needs[4]
+        self.dx = torch.empty(p.x.shape, dtype=p.x.dtype, device=p.x.device) if self.need_x else None
+        self.dy = torch.empty(p.y.shape, dtype=walk.dtype, device=p.y.device) if self.need_y else None
+        self.dscale = torch.zeros((), dtype=walk.dtype, device=p.x.device)
+        self._strip = torch.empty(walk.row_step, p.x.shape[1], dtype=walk.dtype, device=p.x.device)
+
+    def add(self, tile: Tile, weights: Tensor) -> None:
+        if self.need_x or self.need_scale:
+            strip = self._strip[: weights.shape[0]]
+            strip.addmm_(weights, self.walk._y, beta=float(tile.cols.start > 0))
+        if self.dy is not None:
+            self.dy[tile.cols].addmm_(weights.T, self.walk._x, beta=float(tile.rows.start > 0))
+
+    def finish_strip(self, rows: slice) -> None:
+        strip = self._strip[: rows.stop - rows.start]
+        if self.need_scale:
+            self.dscale += (self.walk.problem.x[rows].to(strip.dtype) * strip).sum()
+        if self.dx is not None:
+            torch.mul(strip, self.walk.parameters[0], out=strip)
+            self.dx[rows] = strip
+
+    def result(self) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+        return self.dx, self.dy, [self.dscale]
+
+
+class _MLPWalk(Walk):
+    """Tiles of pairs small enough that the hidden activations of all layers stay within a fixed workspace."""
+
+    def _tile_shape(self) -> tuple[int, int]:
+        hidden = self.problem.x.shape[1]
+        layers = len(self.parameters) // 2
+        pairs = _MLP_TILE_BYTES // (hidden * (layers + 1) * self.dtype.itemsize)
+        rows = min(self.n, max(1, math.isqrt(pairs) // 2))
+        return rows, min(self.m, max(1, pairs // rows))
+
+    def _enter(self, rows: slice) -> None:
+        self._x = self.problem.x[rows].to(self.dtype)
+
+    def _products(self, rows: slice, cols: slice, unit: float) -> Tensor:
+        self._y = self.problem.y[cols].to(self.dtype)
+        s, self._saved = FORMS["concatenated_mlp"].scores(self._x, self._y, self.parameters)
+        return s if unit == 1.0 else s.mul_(unit)
+
+    def gradients_of(self, needs: list[bool]) -> "_MLPGradients":
+        return _MLPGradients(self)
+
+
+class _MLPGradients:
+    def __init__(self, walk: _MLPWalk):
+        self.walk, p = walk, walk.problem
+        self.dx = torch.zeros(p.x.shape, dtype=walk.dtype, device=p.x.device)
+        self.dy = torch.zeros(p.y.shape, dtype=walk.dtype, device=p.y.device)
+        self.dparameters = [torch.zeros_like(parameter) for parameter in walk.parameters]
+
+    def add(self, tile: Tile, weights: Tensor) -> None:
+        walk = self.walk
+        dx, dy, dparameters = FORMS["concatenated_mlp"].gradients(
+            walk._x, walk._y, walk.parameters, walk._saved, weights
+        )
+        self.dx[tile.rows] += dx
+        self.dy[tile.cols] += dy
+        for total, part in zip(self.dparameters, dparameters, strict=True):
+            total += part
+
+    def finish_strip(self, rows: slice) -> None:
+        """Nothing is kept by strip."""
+
+    def result(self) -> tuple[Tensor, Tensor, list[Tensor]]:
+        return self.dx, self.dy, self.dparameters
+
+
+_WALKS: dict[str, type[Walk]] = {"inner_product": _InnerProductWalk, "concatenated_mlp": _MLPWalk}
+
+
+def walk_over(problem: Problem, unit: float = 1.0) -> Walk:
+    """The walk over a problem's tiles; `unit` multiplies every score (log2(e) for base 2)."""
+    return _WALKS[problem.form](problem, unit)
+
+
+def _id_ranges(problem: Problem, row_step: int, col_step: int):
+    """Least and greatest id of every block, so that most tiles are seen to exclude nothing at O(N + M) cost."""
+
+    def ranges(ids: Tensor | None, step: int) -> list[list[list[int]]]:
+        if ids is None:
+            return []
+        # One look at the values for each set of ids: on a GPU every look stalls.
+        return [torch.stack([torch.stack(block.aminmax()) for block in row.split(step)]).tolist() for row in ids]
+
+    return ranges(problem.row_ids, row_step), ranges(problem.col_ids, col_step)
+
+
+def _fill_joint(problem: Problem, tile: Tile, values: Tensor, fill: float) -> None:
+    rows, cols = tile.rows, tile.cols
+    if problem.positives is None:
+        first, last = max(rows.start, cols.start), min(rows.stop, cols.stop)
+        if first < last:
+            block = values[first - rows.start : last - rows.start, first - cols.start : last - cols.start]
+            block.diagonal().fill_(fill)
+        return
+    column = problem.positives[rows] - cols.start
+    (row,) = ((column >= 0) & (column < cols.stop - cols.start)).nonzero(as_tuple=True)
+    values[row, column[row]] = fill
