@@ -1,0 +1,98 @@
+"""The command line: simmim-kernels demo, simmim-kernels info."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from .backends import backends
+from .info import info
+
+_EXTRAS = ("matplotlib", "mlxtend", "rich", "sklearn")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status; argparse exits with 2 for arguments that it rejects."""
+    arguments = _parser().parse_args(argv)
+    if arguments.command == "info":
+        print(info())
+        return 0
+    try:
+        from . import demo
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRAS:
+            raise
+        print(f'simmim-kernels demo needs {missing}: pip install "simmim_kernels[demo]"', file=sys.stderr)
+        return 2
+    options = vars(arguments)
+    del options["command"]
+    try:
+        demo.run(demo.Settings(**options))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="simmim-kernels", description="Mutual-information bounds and contrastive "
+                                     "losses over all pairs, without the N x M score matrix.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="versions, devices and backends")
+    demo = commands.add_parser("demo", help="learn a 10-dimensional manifold of handwritten digits without labels")
+    demo.add_argument("--steps", type=_integer(0), default=400, metavar="N",
+                      help="training steps (default: %(default)s)")
+    demo.add_argument("--batch-size", type=_integer(2, 4000), default=1024, metavar="N",
+                      help="images a step, from 2 to 4000 (default: %(default)s)")
+    demo.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu",
+                      help="cpu, cuda or cuda:INDEX (default: %(default)s)")
+    demo.add_argument("--backend", type=_backend,
+                      help=f"{' or '.join(backends())} (default: the first that can run the problem)")
+    demo.add_argument("--seed", type=_integer(0, 2**32 - 1), default=0, metavar="N",
+                      help="of the split, the encoder and the views (default: %(default)s)")
+    demo.add_argument("--output", type=Path, default=Path("simmim-demo"), metavar="DIR",
+                      help="where manifold.png and metrics.json go (default: %(default)s)")
+    return parser
+
+
+def _integer(least: int, most: int | None = None) -> Callable[[str], int]:
+    span = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {span}, got {text!r}") from None
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"must be {span}, got {value}")
+        return value
+
+    return parse
+
+
+def _device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:INDEX, got {text!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:INDEX, got {text!r}")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise argparse.ArgumentTypeError(f"must be available, got {text!r} with {count} CUDA devices")
+    return device
+
+
+def _backend(text: str) -> str:
+    found = backends()
+    if text not in found:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(found)}; got {text!r}")
+    if found[text] != "available":
+        raise argparse.ArgumentTypeError(f"must be available, got {text!r}: {found[text]}")
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

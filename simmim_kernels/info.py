@@ -1,0 +1,39 @@
+"""What is installed, what it can run on, and which backends are available."""
+
+import platform
+from importlib import metadata
+
+import torch
+
+from .backends import backends
+from .version import __version__
+
+
+def info() -> str:
+    """Versions, devices and backends as aligned lines of text."""
+    sections = (_versions(), _devices(), backends())
+    width = max(len(name) for section in sections for name in section)
+    return "\n\n".join("\n".join(f"{name:<{width}}  {value}" for name, value in section.items())
+                       for section in sections)
+
+
+def _versions() -> dict[str, str]:
+    installed = {name: _version(name) for name in ("torch", "numpy", "triton")}
+    return {"simmim_kernels": __version__, "python": platform.python_version(), **installed}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> dict[str, str]:
+    found = {"cpu": f"{platform.machine()}, {torch.get_num_threads()} threads"}
+    if not torch.cuda.is_available():
+        return {**found, "cuda": "not available"}
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        found[f"cuda:{index}"] = f"{torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
+    return found
