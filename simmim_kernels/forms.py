@@ -5,7 +5,7 @@ derivative with a matrix of weights. All three are plain differentiable PyTorch:
 applies them to the whole matrix, `tiled` to one tile at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -51,6 +51,10 @@ class ConcatenatedMLP:
     as torch.nn.Linear holds them.
     """
 
+    def __init__(self, times_transposed: Callable[[Tensor, Tensor], Tensor] = lambda a, b: a @ b.T):
+        """`times_transposed` makes the products a @ b.T; by default differentiably."""
+        self._times_transposed = times_transposed
+
     def scores(self, x: Tensor, y: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         first = (x[:, None] + y[None]).relu().flatten(0, 1)
         scores, activations = self._network(first, parameters)
@@ -63,7 +67,7 @@ class ConcatenatedMLP:
         *inner, w, b = parameters
         activations = [hidden]
         for weight, bias in zip(inner[::2], inner[1::2], strict=True):
-            hidden = (hidden @ weight.T + bias).relu()
+            hidden = (self._times_transposed(hidden, weight) + bias).relu()
             activations.append(hidden)
         return hidden @ w[0] + b, activations
 
@@ -76,8 +80,8 @@ class ConcatenatedMLP:
         hidden = upstream[:, None] * w
         for layer in range(len(saved) - 1, 0, -1):
             hidden = hidden * (saved[layer] > 0)
-            found += [hidden.sum(0), hidden.T @ saved[layer - 1]]
-            hidden = hidden @ inner[2 * layer - 2]
+            found += [hidden.sum(0), self._times_transposed(hidden.T, saved[layer - 1].T)]
+            hidden = self._times_transposed(hidden, inner[2 * layer - 2].T)
         first = (hidden * (saved[0] > 0)).view(len(x), len(y), -1)
         return first.sum(1), first.sum(0), found[::-1]
 

@@ -13,8 +13,9 @@ def info() -> str:
     """Versions, devices and backends as aligned lines of text."""
     sections = (_versions(), _devices(), backends())
     width = max(len(name) for section in sections for name in section)
-    return "\n\n".join("\n".join(f"{name:<{width}}  {value}" for name, value in section.items())
-                       for section in sections)
+    return "\n\n".join(
+        "\n".join(f"{name:<{width}}  {value}" for name, value in section.items()) for section in sections
+    )
 
 
 def _versions() -> dict[str, str]:

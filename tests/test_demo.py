@@ -11,8 +11,18 @@ from simmim_kernels import backends, demo
 from simmim_kernels.__main__ import main
 from simmim_kernels.measure import extra_bytes, forward_backward, interleaved_seconds
 
-METRICS = {"linear_probe", "knn", "pca_linear_probe", "raw_linear_probe", "mi_nats", "ceiling_nats", "seconds",
-           "loss_time_ratio", "loss_extra_mb", "dense_extra_mb"}
+METRICS = {
+    "linear_probe",
+    "knn",
+    "pca_linear_probe",
+    "raw_linear_probe",
+    "mi_nats",
+    "ceiling_nats",
+    "seconds",
+    "loss_time_ratio",
+    "loss_extra_mb",
+    "dense_extra_mb",
+}
 
 
 @pytest.fixture
@@ -77,15 +87,18 @@ def test_info_lists_every_backend(capsys):
         assert [name, *state.split()] in [line.split() for line in lines]
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["--backend", "abacus"], "--backend: must be one of tiled"),
-    (["--batch-size", "1"], "--batch-size: must be an integer from 2 to 4000, got 1"),
-    (["--batch-size", "4001"], "--batch-size: must be an integer from 2 to 4000, got 4001"),
-    (["--batch-size", "many"], "--batch-size: must be an integer from 2 to 4000, got 'many'"),
-    (["--steps", "-1"], "--steps: must be an integer of at least 0, got -1"),
-    (["--device", "toaster"], "--device: must be cpu, cuda or cuda:INDEX, got 'toaster'"),
-    (["--device", "cuda:99"], "--device: must be available, got 'cuda:99'"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--backend", "abacus"], "--backend: must be one of tiled"),
+        (["--batch-size", "1"], "--batch-size: must be an integer from 2 to 4000, got 1"),
+        (["--batch-size", "4001"], "--batch-size: must be an integer from 2 to 4000, got 4001"),
+        (["--batch-size", "many"], "--batch-size: must be an integer from 2 to 4000, got 'many'"),
+        (["--steps", "-1"], "--steps: must be an integer of at least 0, got -1"),
+        (["--device", "toaster"], "--device: must be cpu, cuda or cuda:INDEX, got 'toaster'"),
+        (["--device", "cuda:99"], "--device: must be available, got 'cuda:99'"),
+    ],
+)
 def test_demo_rejects_what_it_cannot_run(options, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["demo", *options])

@@ -1,7 +1,7 @@
 """Pairwise statistics over tiles that fit in cache, in PyTorch operations, on whatever PyTorch runs on.
 
-One idea: walk the score matrix in tiles; a tile lives in one reused buffer, from the product that makes it
-to the exponential and the sums (forward) or the two products (backward) that consume it.
+One idea: walk the score matrix in tiles; a tile stays in cache from the product that makes it to the
+exponential and the sums (forward), or the two products (backward), that consume it.
 
 Scores are kept in base 2 where they are about to be exponentiated: torch.exp2 is up to four times faster
 than torch.exp on a CPU, and the factor log2(e) rides along on the operand's scale.
@@ -161,6 +161,8 @@ def backward(
     dcol = torch.zeros(walk.m if needs[3] else 0, dtype=walk.dtype, device=walk.device)
     for strip in walk.strips():
         for tile in walk.tiles(strip, gradients=True):
+            if tile.cols.start == 0:
+                gradients.start_strip(strip)
             g = weigh(tile)
             if tile.outside is not None:
                 g.masked_fill_(tile.outside, 0)

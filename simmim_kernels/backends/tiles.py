@@ -7,10 +7,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..forms import FORMS
+from ..forms import ConcatenatedMLP
 from ..problem import Problem
+from .products import times_transposed
 
-# Two buffers of this many float32 scores stay within a CPU's caches.
+# A few matrices of this many float32 scores stay within a CPU's caches.
 _TILE_ROWS, _TILE_COLUMNS = 512, 1024
 _MLP_TILE_BYTES = 32 * 2**20
 
@@ -30,6 +31,8 @@ class Walk:
 
     def __init__(self, problem: Problem, unit: float = 1.0):
         self.problem, self.unit = problem, unit
+        # A clamp acts in natural units, so that a score on its bound is seen as dense PyTorch sees it.
+        self.product_unit = 1.0 if problem.clamped else unit
         self.dtype, self.device = problem.compute_dtype, problem.x.device
         self.n, self.m = problem.shape
         self.parameters = [parameter.to(self.dtype) for parameter in problem.parameters]
@@ -48,13 +51,11 @@ class Walk:
         self._enter(rows)
         for start in range(0, self.m, self.col_step):
             cols = slice(start, min(start + self.col_step, self.m))
-            # A clamp acts in natural units, so that a score on its bound is seen as dense PyTorch sees it.
-            unit = 1.0 if p.clamped else self.unit
-            s = self._products(rows, cols, unit)
+            s = self._products(rows, cols)
             if p.row_bias is not None:
-                s.add_(p.row_bias[rows, None].to(self.dtype), alpha=unit)
+                s.add_(p.row_bias[rows, None].to(self.dtype), alpha=self.product_unit)
             if p.col_bias is not None:
-                s.add_(p.col_bias[cols].to(self.dtype), alpha=unit)
+                s.add_(p.col_bias[cols].to(self.dtype), alpha=self.product_unit)
             outside = None
             if p.clamped:
                 outside = ~((s >= p.lo) & (s <= p.hi)) if gradients else None
@@ -90,7 +91,7 @@ class Walk:
     def _enter(self, rows: slice) -> None:
         raise NotImplementedError
 
-    def _products(self, rows: slice, cols: slice, unit: float) -> Tensor:
+    def _products(self, rows: slice, cols: slice) -> Tensor:
         raise NotImplementedError
 
     def gradients_of(self, needs: list[bool]) -> "Gradients":
@@ -100,6 +101,8 @@ class Walk:
 class Gradients(Protocol):
     """Sums the form's gradients over tiles."""
 
+    def start_strip(self, rows: slice) -> None: ...
+
     def add(self, tile: Tile, weights: Tensor) -> None: ...
 
     def finish_strip(self, rows: slice) -> None: ...
@@ -108,51 +111,60 @@ class Gradients(Protocol):
 
 
 class _InnerProductWalk(Walk):
-    def __init__(self, problem: Problem, unit: float = 1.0):
-        super().__init__(problem, unit)
-        self._buffer = torch.empty(self.row_step * self.col_step, dtype=self.dtype, device=self.device)
-
     def _enter(self, rows: slice) -> None:
-        self._x = self.problem.x[rows].to(self.dtype) * self.parameters[0]
+        self._x = self.problem.x[rows].to(self.dtype) * (self.parameters[0] * self.product_unit)
 
-    def _products(self, rows: slice, cols: slice, unit: float) -> Tensor:
+    def _products(self, rows: slice, cols: slice) -> Tensor:
         self._y = self.problem.y[cols].to(self.dtype)
-        out = self._buffer[: len(self._x) * len(self._y)].view(len(self._x), len(self._y))
-        # beta=0: the buffer's old content is ignored, NaN included.
-        return torch.addmm(out, self._x, self._y.T, beta=0, alpha=unit, out=out)
+        return times_transposed(self._x, self._y)
 
-    def gradients_of(self, needs: list[bool]) -> "_InnerProductGradients":
+    def gradients_of(self, needs: list[bool]) -> "Gradients":
         return _InnerProductGradients(self, needs)
 
 
 class _InnerProductGradients:
-    """Sums G Y and G^T X over tiles: dx one strip at a time, dy in one (M, d) buffer."""
+    """Sums G Y and G^T X over tiles: dx one strip at a time, dy, transposed, in one (d, M) buffer.
+
+    X^T G has the long rows of G for its columns, as the fast product wants them, where G^T X does not.
+    """
 
     def __init__(self, walk: _InnerProductWalk, needs: list[bool]):
         self.walk, p = walk, walk.problem
         self.need_x, self.need_y, self.need_scale = needs[0], needs[1], needs[4]
         self.dx = torch.empty(p.x.shape, dtype=p.x.dtype, device=p.x.device) if self.need_x else None
-        self.dy = torch.empty(p.y.shape, dtype=walk.dtype, device=p.y.device) if self.need_y else None
+        self.dy = torch.empty(p.y.shape[::-1], dtype=walk.dtype, device=p.y.device) if self.need_y else None
         self.dscale = torch.zeros((), dtype=walk.dtype, device=p.x.device)
-        self._strip = torch.empty(walk.row_step, p.x.shape[1], dtype=walk.dtype, device=p.x.device)
+
+    def start_strip(self, rows: slice) -> None:
+        self._x_transposed = self.walk._x.T.contiguous() if self.need_y else None
+        self._strip: Tensor | None = None
 
     def add(self, tile: Tile, weights: Tensor) -> None:
         if self.need_x or self.need_scale:
-            strip = self._strip[: weights.shape[0]]
-            strip.addmm_(weights, self.walk._y, beta=float(tile.cols.start > 0))
-        if self.dy is not None:
-            self.dy[tile.cols].addmm_(weights.T, self.walk._x, beta=float(tile.rows.start > 0))
+            part = times_transposed(weights, self.walk._y.T)
+            self._strip = part if self._strip is None else self._strip.add_(part)
+        if self.dy is not None and self._x_transposed is not None:
+            part = times_transposed(self._x_transposed, weights.T)
+            here = self.dy[:, tile.cols]
+            if tile.rows.start == 0:
+                here.copy_(part)
+            else:
+                here.add_(part)
 
     def finish_strip(self, rows: slice) -> None:
-        strip = self._strip[: rows.stop - rows.start]
+        if self._strip is None:
+            return
         if self.need_scale:
-            self.dscale += (self.walk.problem.x[rows].to(strip.dtype) * strip).sum()
+            self.dscale += (self.walk.problem.x[rows].to(self._strip.dtype) * self._strip).sum()
         if self.dx is not None:
-            torch.mul(strip, self.walk.parameters[0], out=strip)
-            self.dx[rows] = strip
+            self.dx[rows] = self._strip.mul_(self.walk.parameters[0])
 
     def result(self) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-        return self.dx, self.dy, [self.dscale]
+        dy = None if self.dy is None else self.dy.mul_(1 / self.walk.product_unit).T.contiguous()
+        return self.dx, dy, [self.dscale]
+
+
+_TILED_MLP = ConcatenatedMLP(times_transposed)
 
 
 class _MLPWalk(Walk):
@@ -168,10 +180,10 @@ class _MLPWalk(Walk):
     def _enter(self, rows: slice) -> None:
         self._x = self.problem.x[rows].to(self.dtype)
 
-    def _products(self, rows: slice, cols: slice, unit: float) -> Tensor:
+    def _products(self, rows: slice, cols: slice) -> Tensor:
         self._y = self.problem.y[cols].to(self.dtype)
-        s, self._saved = FORMS["concatenated_mlp"].scores(self._x, self._y, self.parameters)
-        return s if unit == 1.0 else s.mul_(unit)
+        s, self._saved = _TILED_MLP.scores(self._x, self._y, self.parameters)
+        return s.mul_(self.product_unit)
 
     def gradients_of(self, needs: list[bool]) -> "_MLPGradients":
         return _MLPGradients(self)
@@ -186,13 +198,14 @@ class _MLPGradients:
 
     def add(self, tile: Tile, weights: Tensor) -> None:
         walk = self.walk
-        dx, dy, dparameters = FORMS["concatenated_mlp"].gradients(
-            walk._x, walk._y, walk.parameters, walk._saved, weights
-        )
+        dx, dy, dparameters = _TILED_MLP.gradients(walk._x, walk._y, walk.parameters, walk._saved, weights)
         self.dx[tile.rows] += dx
         self.dy[tile.cols] += dy
         for total, part in zip(self.dparameters, dparameters, strict=True):
             total += part
+
+    def start_strip(self, rows: slice) -> None:
+        """Nothing is kept by strip."""
 
     def finish_strip(self, rows: slice) -> None:
         """Nothing is kept by strip."""
