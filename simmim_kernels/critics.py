@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import validation
-from .scores import PairwiseScores
+from .scores import PairwiseScores, autocast
 
 
 class DotCritic(nn.Module):
@@ -89,7 +89,7 @@ class GaussianCritic(nn.Module):
         return self._bandwidth if self.log_bandwidth is None else self.log_bandwidth.exp()
 
     def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
-        x, y = validation.operands(x, y, ("x", "y"))
+        x, y = autocast(*validation.operands(x, y, ("x", "y")))
         if x.dtype in (torch.float32, torch.float64):
             # Distances do not see a common shift, but their expansion into products loses |shift|^2 digits.
             # In half precision the shift itself would round; the products are exact in float32 there.

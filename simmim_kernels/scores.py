@@ -41,7 +41,7 @@ class PairwiseScores:
         col_bias: Tensor | None = None,
         positives: Tensor | None = None,
     ):
-        x, y = _autocast(*validation.operands(x, y, ("x", "y")))
+        x, y = autocast(*validation.operands(x, y, ("x", "y")))
         self._adopt(Problem(x, y, [validation.scalar(scale, "scale", x)]), row_bias, col_bias, positives)
 
     @classmethod
@@ -50,7 +50,7 @@ class PairwiseScores:
     ) -> "PairwiseScores":
         """Scores of a network on concatenated operands, from its first layer's two halves; see ConcatenatedMLP."""
         scores = cls.__new__(cls)
-        x, y = validation.operands(x, y, ("x", "y"))
+        x, y = autocast(*validation.operands(x, y, ("x", "y")))
         scores._adopt(Problem(x, y, list(parameters), form="concatenated_mlp"), None, None, positives)
         return scores
 
@@ -206,7 +206,7 @@ class PairwiseScores:
         return reference.dense(self._problem)
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Operands in autocast's dtype where it is on, as a matrix product would take them."""
     kind = tensors[0].device.type
     if not torch.is_autocast_enabled(kind):

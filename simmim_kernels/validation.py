@@ -37,7 +37,9 @@ def operands(
     x, y = features(x, names[0]), features(y, names[1])
     if x.device != y.device:
         raise ValueError(f"{names[0]} and {names[1]} must be on one device, got {x.device} and {y.device}")
-    if x.dtype != y.dtype:
+    # Under autocast the operands take its dtype later, as those of a matrix product do; float64 alone stays itself.
+    dtypes_may_differ = torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, y.dtype)
+    if x.dtype != y.dtype and not dtypes_may_differ:
         raise TypeError(f"{names[0]} and {names[1]} must have one dtype, got {x.dtype} and {y.dtype}")
     if same_width and x.shape[1] != y.shape[1]:
         raise ValueError(

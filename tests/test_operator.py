@@ -202,6 +202,30 @@ def test_autocast_rounds_the_operands_as_matmul_does_and_nothing_else(dtype):
     assert (x.grad - want).abs().max() <= 2 * torch.finfo(dtype).eps * want.abs().max()
 
 
+def test_critics_under_autocast():
+    """Each within the rounding of its operands, also where one operand is half already."""
+    x, y = torch.randn(20, 6, requires_grad=True), torch.randn(30, 6)
+    critics = [
+        sk.DotCritic(),
+        sk.CosineCritic(0.5),
+        sk.GaussianCritic(2.0),
+        sk.BilinearCritic(6, 6),
+        sk.MLPCritic(6, 6),
+    ]
+    for critic in critics:
+        want = critic(x, y).dense()
+        for other in (y, y.bfloat16()):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                scores = critic(x, other)
+                got = scores.logsumexp(1)
+            assert (scores.dense() - want).abs().max() < 0.03 * want.abs().max()
+            assert torch.isfinite(torch.autograd.grad(got.sum(), x)[0]).all()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sk.clip_loss(x[:20], y[:20].bfloat16(), 2.0)
+        with pytest.raises(TypeError, match="must have one dtype"):
+            sk.clip_loss(x[:20], y[:20].double(), 2.0)
+
+
 def test_float64_stays_float64_under_autocast():
     x = torch.randn(8, 4).double()
     with torch.autocast("cpu", dtype=torch.bfloat16):
