@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from .backends import BACKENDS, select
+from .backends import BACKENDS, asked_for, reference, select
 from .problem import Problem
 from .second_derivatives import second_derivatives
 
@@ -27,6 +27,9 @@ _library.define(
     "Tensor grad_columns, bool[] needs) -> Tensor[]"
 )
 
+# A matrix of up to this many scores, 256 KB of them, is held where no backend was asked for by name.
+HELD_SCORES = 2**16
+
 # Problem's fields before `parameters` and after it: autograd.Function wants every tensor as an argument of its
 # own, so the parameters, which are as many as the form has, go last.
 _TENSORS = 7
@@ -34,11 +37,24 @@ _TENSORS = 7
 
 def statistic(problem: Problem, backend: str | None = None) -> tuple[Tensor, Tensor]:
     """Row and column values of a validated problem, differentiable; empty where `dims` does not ask for them."""
+    if asked_for(backend)[0] is None and _is_cheaper_held(problem):
+        with without_autocast(problem.x.device):
+            return reference.forward(problem)
     arguments = (*problem, select(problem, backend))
     if torch.compiler.is_compiling() and not _wants_gradients(problem):
         # torch.compile mistakes the arguments of an autograd.Function with setup_context that needs no gradient.
         return torch.ops.simmim_kernels.statistic(*arguments)
     return _apply(arguments)
+
+
+def _is_cheaper_held(problem: Problem) -> bool:
+    """Whether the scores are so few that PyTorch's autograd may keep them: that takes less than making them twice.
+
+    Not with exclusions: PyTorch's own log-sum-exp has NaN for the gradient of an empty row.
+    """
+    n, m = problem.shape
+    all_pairs = problem.joint == "counted" and problem.row_ids is None
+    return all_pairs and problem.form == "inner_product" and n * m <= HELD_SCORES
 
 
 def _wants_gradients(problem: Problem) -> bool:

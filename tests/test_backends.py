@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+from truth import Case, assert_close, gradients, run
 
 import simmim_kernels as sk
 from simmim_kernels.backends import BACKENDS, reference, tiled
@@ -49,6 +50,27 @@ def test_the_first_that_supports_the_problem_is_the_default(monkeypatch, spy):
     assert spy.ran == ["forward"]
     sk.MLPCritic(3, 3, hidden=4)(X, X).logsumexp(1)
     assert spy.ran == ["forward"]
+
+
+def test_few_scores_are_held_where_nothing_was_asked_for(monkeypatch, spy):
+    monkeypatch.setattr(registry, "BACKENDS", {"spy": spy, **BACKENDS})
+    monkeypatch.setattr("simmim_kernels.statistic.HELD_SCORES", 25)
+    case = Case(5, 5, 3, biases=True, clamp=(-0.5, 0.5))
+    wide = case.upcast()
+    for fn, dim in (("logsumexp", 1), ("logsumexp", (0, 1)), ("softplus", 0)):
+        got, want = run(sk, case.scores(sk), fn, dim, None), case.statistic(wide, fn, dim)
+        assert_close(got.detach(), want.detach())
+        truth = gradients(want.sum(), wide)
+        for name, found in gradients(got.sum(), case.tensors).items():
+            assert_close(found, truth[name], name=name)
+    assert spy.ran == []
+    case.scores(sk).marginal.logsumexp(1)
+    Case(5, 6, 3).scores(sk).logsumexp(1)
+    sk.MLPCritic(3, 3, hidden=4)(X, X).logsumexp(1)
+    assert spy.ran == ["forward"] * 2
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        held = sk.DotCritic()(X, X).logsumexp(1)
+    assert_close(held, (X.bfloat16().double() @ X.bfloat16().double().T).logsumexp(1))
 
 
 def test_choice_by_argument_context_and_environment(monkeypatch, spy):

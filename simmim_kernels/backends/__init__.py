@@ -58,13 +58,18 @@ def _find(name: str, source: str) -> ModuleType:
     return BACKENDS[name]
 
 
+def asked_for(backend: str | None = None) -> tuple[str | None, str]:
+    """The backend that argument, context or environment name, if any does, and which of them it was."""
+    if backend is not None:
+        return backend, "backend"
+    if _chosen.name is not None:
+        return _chosen.name, "use_backend"
+    return os.environ.get(ENVIRONMENT_VARIABLE) or None, ENVIRONMENT_VARIABLE
+
+
 def select(problem: Problem, backend: str | None = None) -> str:
     """The backend for a problem. Raises ValueError for an unknown name, RuntimeError for one that cannot run it."""
-    name, source = backend, "backend"
-    if name is None:
-        name, source = _chosen.name, "use_backend"
-    if name is None:
-        name, source = os.environ.get(ENVIRONMENT_VARIABLE) or None, ENVIRONMENT_VARIABLE
+    name, source = asked_for(backend)
     if name is not None:
         module = _find(name, source)
         reason = module.unavailable() or module.supports(problem)

@@ -62,7 +62,9 @@ def _raw_scores(problem: Problem):
 
 def dense(problem: Problem) -> Tensor:
     """(N, M) scores, -inf where a pair is excluded."""
-    s = _raw_scores(cast(problem))[0].clamp(problem.lo, problem.hi)
+    s = _raw_scores(cast(problem))[0]
+    if problem.clamped:
+        s = s.clamp(problem.lo, problem.hi)
     mask = excluded_pairs(problem)
     return s if mask is None else s.masked_fill(mask, -math.inf)
 
