@@ -13,7 +13,7 @@ from .products import times_transposed
 
 # A few matrices of this many float32 scores stay within a CPU's caches.
 _TILE_ROWS, _TILE_COLUMNS = 512, 1024
-_MLP_TILE_BYTES = 32 * 2**20
+_MLP_TILE_BYTES = 4 * 2**20
 
 
 class Tile(NamedTuple):
