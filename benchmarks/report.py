@@ -28,12 +28,16 @@ def table(cases: list[dict]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     body = [
-        f"| {r['case']} | {r['n']} | {r['d']} | {r['scale']:.3g} | {1e3 * r['seconds']:.3g} ms "
-        f"| {1e3 * r['dense_seconds']:.3g} ms | {r['ratio']:.2f} | {r['extra_mb']:.0f} | {r['dense_extra_mb']:.0f} |"
+        f"| {r['case']} | {r['n']:,} | {r['d']} | {r['scale']:.3g} | {_milliseconds(r['seconds'])} "
+        f"| {_milliseconds(r['dense_seconds'])} | {r['ratio']:.2f} | {r['extra_mb']:.0f} | {r['dense_extra_mb']:,.0f} |"
         for r in cases
         if "ratio" in r
     ]
     return "\n".join(head + body)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms" if seconds < 0.1 else f"{1e3 * seconds:,.0f} ms"
 
 
 def plot(cases: list[dict], path: Path) -> None:
