@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from . import CosineCritic, SimMIM, clip_loss, use_backend
-from .measure import extra_bytes, forward_backward, interleaved_seconds
+from .measure import extra_megabytes, forward_backward, interleaved_seconds
 
 SIDE, HELD_OUT = 28, 1000
 # Largest rotation (radians), log of the scale of either axis, shear, and translation (in half image widths).
@@ -235,12 +236,10 @@ def compare_loss(device: torch.device) -> dict[str, Cost]:
     """What this package's clip_loss and the dense one take, forward and backward, on the same features."""
     image, text = (F.normalize(torch.randn(COMPARED_PAIRS, COMPARED_WIDTH, device=device), dim=1) for _ in range(2))
     inputs = [tensor.requires_grad_() for tensor in (image, text, torch.tensor(1 / 0.07, device=device))]
-    passes = {
-        "simmim_kernels": lambda: forward_backward(clip_loss, inputs),
-        "dense PyTorch": lambda: forward_backward(dense_clip_loss, inputs),
-    }
+    losses = {"simmim_kernels": clip_loss, "dense PyTorch": dense_clip_loss}
+    passes = {name: partial(forward_backward, loss, inputs) for name, loss in losses.items()}
     seconds = interleaved_seconds(passes, COMPARED_REPEATS)
-    return {name: Cost(statistics.median(seconds[name]), extra_bytes(passes[name], device) / 1e6) for name in passes}
+    return {name: Cost(statistics.median(seconds[name]), extra_megabytes(losses[name], inputs)) for name in losses}
 
 
 def manifold_table(readouts: dict[str, float], probes: dict[str, Probes]) -> Table:
@@ -261,7 +260,7 @@ def manifold_table(readouts: dict[str, float], probes: dict[str, Probes]) -> Tab
 def cost_table(costs: dict[str, Cost], device: torch.device) -> Table:
     table = Table(
         title=f"CLIP's loss, {COMPARED_PAIRS:,} pairs of {COMPARED_WIDTH} features, forward and backward",
-        caption=f"float32 on {device}, median of {COMPARED_REPEATS}, in turn",
+        caption=f"float32 on {device}, median of {COMPARED_REPEATS}, in turn; memory beyond inputs and gradients",
     )
     table.add_column("")
     table.add_column("seconds", justify="right")

@@ -13,6 +13,12 @@ def forward_backward(loss: Callable[..., Tensor], inputs: Sequence[Tensor]) -> t
     return torch.autograd.grad(loss(*inputs), inputs)
 
 
+def extra_megabytes(loss: Callable[..., Tensor], inputs: Sequence[Tensor]) -> float:
+    """Peak memory of a loss and its gradients beyond the inputs and the gradients themselves, in units of 10^6 bytes."""
+    gradients = sum(t.numel() * t.element_size() for t in inputs)
+    return (extra_bytes(lambda: forward_backward(loss, inputs), inputs[0].device) - gradients) / 1e6
+
+
 def extra_bytes(function: Callable[[], object], device: torch.device | str = "cpu") -> int:
     """Peak of what PyTorch's allocator holds on a device (CPU or CUDA) during a call, less what it held before.
 
