@@ -14,7 +14,7 @@ def forward_backward(loss: Callable[..., Tensor], inputs: Sequence[Tensor]) -> t
 
 
 def extra_megabytes(loss: Callable[..., Tensor], inputs: Sequence[Tensor]) -> float:
-    """Peak memory of a loss and its gradients beyond the inputs and the gradients themselves, in units of 10^6 bytes."""
+    """Peak memory of a loss and its gradients beyond inputs and gradients themselves, in units of 10^6 bytes."""
     gradients = sum(t.numel() * t.element_size() for t in inputs)
     return (extra_bytes(lambda: forward_backward(loss, inputs), inputs[0].device) - gradients) / 1e6
 
