@@ -129,9 +129,9 @@ def supcon_loss(
 
 
 def dcl_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.1, reduction: str = "mean") -> Tensor:
-    """Decoupled contrastive loss (Yeh et al. 2022, eq. 6), as lightly's DCLLoss.
+    """Decoupled contrastive loss (Yeh et al. 2022, eq. 6), as lightly 1.6's DCLLoss.
 
-    -s_ii + log-sum-exp of the other rows of the anchor's own view + that of the other rows of the other view,
+    NT-Xent without the positive pair in the denominator: -s_ii + the log-sum-exp over the other rows of both views,
     averaged over the two views as anchors. z1, z2: (N, d) with N >= 2.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
@@ -144,7 +144,8 @@ def dcl_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.1, reductio
     across = PairwiseScores(z1, z2, scale=scale)
     rows, columns = across.marginal.logsumexps()
     within = [PairwiseScores(z, z, scale=scale).marginal.logsumexp(1) for z in (z1, z2)]
-    return _reduce((rows + columns + within[0] + within[1]) / 2 - across.joint, reduction)
+    negatives = torch.logaddexp(rows, within[0]) + torch.logaddexp(columns, within[1])
+    return _reduce(negatives / 2 - across.joint, reduction)
 
 
 def linear_cross_entropy(

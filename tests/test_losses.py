@@ -66,13 +66,13 @@ def supcon(t, reduction):
 
 
 def dcl(t, reduction):
-    """lightly's DCLLoss."""
+    """lightly 1.6's DCLLoss."""
 
     def one(a, b):
         eye = torch.eye(N, dtype=torch.bool)
         s_aa, s_ab = a @ a.T / t["temperature"], a @ b.T / t["temperature"]
-        negative = s_aa.masked_fill(eye, -math.inf).logsumexp(1) + s_ab.masked_fill(eye, -math.inf).logsumexp(1)
-        return negative - s_ab.diagonal()
+        negatives = torch.cat([s_aa.masked_fill(eye, -math.inf), s_ab.masked_fill(eye, -math.inf)], dim=1)
+        return negatives.logsumexp(1) - s_ab.diagonal()
 
     x, y = normalised(t["x"], t["y"])
     rows = (one(x, y) + one(y, x)) / 2
