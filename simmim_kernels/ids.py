@@ -21,7 +21,7 @@ def dense_ranks(ids: Tensor) -> Tensor:
 def excluded_counts(problem: Problem, by_column: bool) -> Tensor:
     """int64, the number of excluded pairs in each row (N,), or in each column (M,)."""
     device = problem.x.device
-    counts = torch.zeros(problem.shape[by_column], dtype=torch.int64, device=device)
+    counts = torch.zeros(problem.shape[1 if by_column else 0], dtype=torch.int64, device=device)
     matched = torch.zeros(problem.shape[0], dtype=torch.bool, device=device)
     positives = problem.positives
     if positives is None:

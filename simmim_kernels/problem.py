@@ -1,13 +1,15 @@
 """The symbolic description of one pairwise statistic: what every backend is handed."""
 
+import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class Problem(NamedTuple):
+@dataclasses.dataclass(eq=False)
+class Problem:
     """Scores of all N x M pairs, never materialised, and the statistic wanted of them.
 
         s_ij = clamp(form(x_i, y_j; parameters) + row_bias_i + col_bias_j, lo, hi)
@@ -42,6 +44,13 @@ class Problem(NamedTuple):
     joint: str = "counted"
     """How the joint pairs enter: "counted" as any pair, "left_out" always, "kept" whatever the ids say."""
 
+    def arguments(self) -> tuple:
+        """The fields in the order of the operator's schema."""
+        return tuple(getattr(self, name) for name in _FIELDS)
+
+    def replace(self, **changes: Any) -> "Problem":
+        return dataclasses.replace(self, **changes)
+
     @property
     def shape(self) -> tuple[int, int]:
         return self.x.shape[0], self.y.shape[0]
@@ -67,3 +76,6 @@ class Problem(NamedTuple):
     def differentiable(self) -> list[Tensor | None]:
         """The tensors that a gradient is computed for, in the order in which backends return the gradients."""
         return [self.x, self.y, self.row_bias, self.col_bias, *self.parameters]
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Problem))

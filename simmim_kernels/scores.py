@@ -58,7 +58,7 @@ class PairwiseScores:
         self, problem: Problem, row_bias: Tensor | None, col_bias: Tensor | None, positives: Tensor | None
     ) -> None:
         (n, m), x = problem.shape, problem.x
-        self._problem = problem._replace(
+        self._problem = problem.replace(
             row_bias=None if row_bias is None else validation.vector(row_bias, "row_bias", n, x),
             col_bias=None if col_bias is None else validation.vector(col_bias, "col_bias", m, x),
             positives=None if positives is None else validation.indices(positives, "positives", n, m, x),
@@ -66,7 +66,7 @@ class PairwiseScores:
 
     def _with(self, **changes) -> "PairwiseScores":
         scores = type(self).__new__(type(self))
-        scores._problem = self._problem._replace(**changes)
+        scores._problem = self._problem.replace(**changes)
         return scores
 
     def __repr__(self) -> str:
@@ -150,7 +150,7 @@ class PairwiseScores:
         return self._with(row_bias=row_bias if p.row_bias is None else p.row_bias + row_bias)
 
     def _statistic(self, fn: str, dims: str, backend: str | None) -> tuple[Tensor, Tensor]:
-        return statistic(self._problem._replace(fn=fn, dims=dims), backend)
+        return statistic(self._problem.replace(fn=fn, dims=dims), backend)
 
     def logsumexp(self, dim: Dim, backend: str | None = None) -> Tensor:
         """log sum exp over columns (dim 1, (N,)), rows (dim 0, (M,)) or all pairs (dim (0, 1), ()), in nats.
@@ -198,7 +198,7 @@ class PairwiseScores:
         n, m = self.shape
         if self._problem.row_ids is not None or (dims == "columns" and self._problem.joint == "left_out"):
             return None
-        by_row = m - (self._problem.joint == "left_out")
+        by_row = m - 1 if self._problem.joint == "left_out" else m
         return {"rows": by_row, "columns": n, "total": n * by_row}[dims]
 
     def dense(self) -> Tensor:

@@ -48,7 +48,7 @@ def _of_tile(tile: Problem, needs: list[bool], arguments: Tensors, cotangents: T
 
     def gradients(*values: Tensor) -> tuple[Tensor, ...]:
         row, column, grad_row, grad_column, x, y, row_bias, col_bias, *parameters = _scatter(values, present, arguments)
-        part = tile._replace(x=x, y=y, row_bias=row_bias, col_bias=col_bias, parameters=parameters)
+        part = tile.replace(x=x, y=y, row_bias=row_bias, col_bias=col_bias, parameters=parameters)
         found = reference.backward(part, row, column, grad_row, grad_column, needs)
         return tuple(g for g in found if g is not None)
 
@@ -61,7 +61,7 @@ def _restrict(problem: Problem, rows: slice, cols: slice) -> Problem:
     positives = problem.positives
     if positives is None:
         positives = torch.arange(problem.shape[0], device=problem.x.device)
-    return problem._replace(
+    return problem.replace(
         positives=positives[rows] - cols.start,
         row_ids=None if problem.row_ids is None else problem.row_ids[:, rows],
         col_ids=None if problem.col_ids is None else problem.col_ids[:, cols],

@@ -40,7 +40,7 @@ def statistic(problem: Problem, backend: str | None = None) -> tuple[Tensor, Ten
     if asked_for(backend)[0] is None and _is_cheaper_held(problem):
         with without_autocast(problem.x.device):
             return reference.forward(problem)
-    arguments = (*problem, select(problem, backend))
+    arguments = (*problem.arguments(), select(problem, backend))
     if torch.compiler.is_compiling() and not _wants_gradients(problem):
         # torch.compile mistakes the arguments of an autograd.Function with setup_context that needs no gradient.
         return torch.ops.simmim_kernels.statistic(*arguments)

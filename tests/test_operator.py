@@ -19,7 +19,7 @@ CASES = {
 
 
 def problem(case: Case, **changes):
-    return case.scores(sk)._problem._replace(**changes)
+    return case.scores(sk)._problem.replace(**changes)
 
 
 def mlp_case():
@@ -33,23 +33,23 @@ def mlp_case():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(options, fn, dims, backend):
     p = problem(Case(6, 9, 4, **options), fn=fn, dims=dims)
-    opcheck(torch.ops.simmim_kernels.statistic.default, (*p, backend))
-    detached = p._replace(
-        **{k: v.detach() for k, v in p._asdict().items() if isinstance(v, torch.Tensor)},
+    opcheck(torch.ops.simmim_kernels.statistic.default, (*p.arguments(), backend))
+    detached = p.replace(
+        **{k: v.detach() for k, v in vars(p).items() if isinstance(v, torch.Tensor)},
         parameters=[t.detach() for t in p.parameters],
     )
-    opcheck(torch.ops.simmim_kernels.statistic.default, (*detached, backend))
-    rows, columns = torch.ops.simmim_kernels.statistic(*detached, backend)
+    opcheck(torch.ops.simmim_kernels.statistic.default, (*detached.arguments(), backend))
+    rows, columns = torch.ops.simmim_kernels.statistic(*detached.arguments(), backend)
     needs = [t is not None for t in p.differentiable]
     opcheck(
         torch.ops.simmim_kernels.statistic_backward.default,
-        (*detached, backend, rows, columns, torch.ones_like(rows), torch.ones_like(columns), needs),
+        (*detached.arguments(), backend, rows, columns, torch.ones_like(rows), torch.ones_like(columns), needs),
     )
 
 
 def test_calling_the_operator_itself_gives_gradients():
     case = Case(6, 9, 4)
-    rows, _ = torch.ops.simmim_kernels.statistic(*problem(case), "tiled")
+    rows, _ = torch.ops.simmim_kernels.statistic(*problem(case).arguments(), "tiled")
     wide = case.upcast()
     want = gradients(case.statistic(wide, "logsumexp", 1).sum(), wide)
     for name, got in gradients(rows.sum(), case.tensors).items():

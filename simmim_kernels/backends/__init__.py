@@ -26,7 +26,8 @@ ENVIRONMENT_VARIABLE = "SIMMIM_KERNELS_BACKEND"
 
 
 class _Chosen(threading.local):
-    name: str | None = None
+    def __init__(self) -> None:
+        self.name: str | None = None
 
 
 _chosen = _Chosen()

@@ -41,7 +41,7 @@ def cast(problem: Problem) -> Problem:
     def to(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(dtype)
 
-    return problem._replace(
+    return problem.replace(
         x=problem.x.to(dtype),
         y=problem.y.to(dtype),
         parameters=[p.to(dtype) for p in problem.parameters],
