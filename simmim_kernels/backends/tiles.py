@@ -13,6 +13,8 @@ from .products import times_transposed
 
 # A few matrices of this many float32 scores stay within a CPU's caches.
 _TILE_ROWS, _TILE_COLUMNS = 512, 1024
+# Elsewhere a tile is large enough to hide the launch of a kernel: 64 MB in float32. Not measured on any GPU yet.
+_DEVICE_TILE = 4096
 _MLP_TILE_BYTES = 4 * 2**20
 
 
@@ -40,7 +42,8 @@ class Walk:
         self._id_ranges = _id_ranges(problem, self.row_step, self.col_step)
 
     def _tile_shape(self) -> tuple[int, int]:
-        return min(self.n, _TILE_ROWS), min(self.m, _TILE_COLUMNS)
+        rows, columns = (_TILE_ROWS, _TILE_COLUMNS) if self.device.type == "cpu" else (_DEVICE_TILE, _DEVICE_TILE)
+        return min(self.n, rows), min(self.m, columns)
 
     def strips(self) -> Iterator[slice]:
         for start in range(0, self.n, self.row_step):
