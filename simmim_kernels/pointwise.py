@@ -20,6 +20,11 @@ class Pointwise(NamedTuple):
     derivative: Callable[[Tensor], Tensor]
 
 
+def clamp(s: Tensor, lo: float, hi: float) -> Tensor:
+    """s within [lo, hi], with gradient 1 on the closed interval; torch.clamp's on its ends depends on the version."""
+    return torch.where(s < lo, lo, torch.where(s > hi, hi, s))
+
+
 def log1mexp(s: Tensor) -> Tensor:
     """log(1 - e^s) for s < 0, -inf at 0 and NaN above; the branches are those of Maechler (2012)."""
     near_zero = s > -_LOG_2

@@ -10,7 +10,7 @@ from . import validation
 from .backends import reference
 from .forms import FORMS
 from .ids import excluded_counts
-from .pointwise import POINTWISE
+from .pointwise import POINTWISE, clamp
 from .problem import Problem
 from .statistic import statistic, without_autocast
 
@@ -99,7 +99,7 @@ class PairwiseScores:
         for bias in (p.row_bias, col_bias):
             if bias is not None:
                 s = s + bias
-        return s.clamp(p.lo, p.hi) if p.clamped else s
+        return clamp(s, p.lo, p.hi) if p.clamped else s
 
     @property
     def marginal(self) -> "PairwiseScores":
@@ -137,7 +137,7 @@ class PairwiseScores:
         return self._with(row_ids=row_ids, col_ids=col_ids, joint=joint)
 
     def clamp(self, lo: float, hi: float) -> "PairwiseScores":
-        """Scores limited to [lo, hi] (nats); the gradient is zero outside, as torch.clamp has it."""
+        """Scores limited to [lo, hi] (nats); the gradient is zero outside."""
         lo, hi = validation.limits(lo, hi)
         p = self._problem
         # clamp(clamp(s, a, b), c, d), as one clamp.

@@ -76,13 +76,18 @@ def test_clamps_compose():
         assert_close(got.logsumexp(1), want.logsumexp(1))
 
 
-def test_the_gradient_on_a_clamps_bound_is_pytorchs():
+def test_a_clamps_bounds_are_within_it():
+    """Scores of exactly -1 and 1 have a gradient, those beyond have none, on every path."""
     x = torch.tensor([[1.0], [2.0], [-1.0]], dtype=torch.float64, requires_grad=True)
     y = torch.tensor([[1.0], [0.5], [3.0]], dtype=torch.float64)
+    s = (x @ y.T).detach()
+    clamped = s.clamp(-1.0, 1.0)
+    want = (clamped.softmax(1) * (s.abs() <= 1)) @ y
+    scores = sk.DotCritic()(x, y).clamp(-1.0, 1.0)
     for backend in BACKENDS:
-        got = torch.autograd.grad(sk.DotCritic()(x, y).clamp(-1.0, 1.0).logsumexp(1, backend=backend).sum(), x)[0]
-        want = torch.autograd.grad((x @ y.T).clamp(-1.0, 1.0).logsumexp(1).sum(), x)[0]
-        assert_close(got, want)
+        assert_close(torch.autograd.grad(scores.logsumexp(1, backend=backend).sum(), x)[0], want)
+    assert_close(torch.autograd.grad(scores.dense().logsumexp(1).sum(), x)[0], want)
+    assert_close(torch.autograd.grad(scores.joint.sum(), x)[0], torch.tensor([[1.0], [0.5], [0.0]]).double())
 
 
 def test_exclusions_are_not_limited_to_small_ids():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..forms import FORMS
-from ..pointwise import POINTWISE
+from ..pointwise import POINTWISE, clamp
 from ..problem import Problem
 
 
@@ -64,7 +64,7 @@ def dense(problem: Problem) -> Tensor:
     """(N, M) scores, -inf where a pair is excluded."""
     s = _raw_scores(cast(problem))[0]
     if problem.clamped:
-        s = s.clamp(problem.lo, problem.hi)
+        s = clamp(s, problem.lo, problem.hi)
     mask = excluded_pairs(problem)
     return s if mask is None else s.masked_fill(mask, -math.inf)
 
@@ -102,7 +102,7 @@ def backward(
     """Gradients of `problem.differentiable`, None where `needs` says so; itself differentiable by autograd."""
     p = cast(problem)
     raw, saved = _raw_scores(p)
-    g = weights(p, raw.clamp(p.lo, p.hi), rows, columns, grad_rows, grad_columns)
+    g = weights(p, clamp(raw, p.lo, p.hi), rows, columns, grad_rows, grad_columns)
     mask = excluded_pairs(p)
     if p.clamped:
         outside = ~((raw >= p.lo) & (raw <= p.hi))

@@ -33,7 +33,7 @@ class Walk:
 
     def __init__(self, problem: Problem, unit: float = 1.0):
         self.problem, self.unit = problem, unit
-        # A clamp acts in natural units, so that a score on its bound is seen as dense PyTorch sees it.
+        # A clamp acts in natural units, so that a score on its bound is seen there.
         self.product_unit = 1.0 if problem.clamped else unit
         self.dtype, self.device = problem.compute_dtype, problem.x.device
         self.n, self.m = problem.shape
