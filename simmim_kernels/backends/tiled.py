@@ -88,12 +88,13 @@ class _LogSumExp:
     """Log-sum-exps of many vectors at once, in base 2: maximum + log2(total), as tiles come in."""
 
     def __init__(self, size: int, walk: Walk, reference: float | None):
-        start = -math.inf if reference is None else reference
-        self.maximum = torch.full((size,), start, dtype=walk.dtype, device=walk.device)
-        self.total = torch.zeros_like(self.maximum)
+        self.total = torch.zeros(size, dtype=walk.dtype, device=walk.device)
+        # With a fixed reference, a bound stands for every maximum.
+        self.maximum = torch.full_like(self.total, -math.inf) if reference is None else reference
 
     def add(self, index: slice, maximum: Tensor, total: Tensor) -> None:
         """Takes in sums of 2^(s - maximum); an infinite maximum stands for a reference of 0, as `_finite` gives."""
+        assert isinstance(self.maximum, Tensor)
         before = self.maximum[index]
         new = torch.maximum(before, maximum)
         # Where both are the same infinity nothing is rescaled: inf - inf would make a NaN of it.
@@ -103,12 +104,12 @@ class _LogSumExp:
         self.maximum[index] = new
 
     def result(self) -> Tensor:
-        return (self.maximum + self.total.log2()) / LOG2E
+        return self.total.log2_().add_(self.maximum).mul_(1 / LOG2E)
 
 
 def _add_fixed(problem: Problem, tile: Tile, rows: _LogSumExp, columns: _LogSumExp) -> None:
     """One exponential against one reference serves rows and columns."""
-    e = tile.scores.sub_((rows if problem.wants_rows else columns).maximum[0]).exp2_()
+    e = tile.scores.sub_(rows.maximum).exp2_()
     if problem.wants_rows:
         rows.total[tile.rows] += e.sum(1)
     if problem.wants_columns:
@@ -157,8 +158,8 @@ def backward(
     make_weights = _exponential_weights if exponential else _pointwise_weights
     weigh = make_weights(problem, rows, columns, grad_rows, grad_columns)
     gradients = walk.gradients_of(needs)
-    drow = torch.zeros(walk.n if needs[2] else 0, dtype=walk.dtype, device=walk.device)
-    dcol = torch.zeros(walk.m if needs[3] else 0, dtype=walk.dtype, device=walk.device)
+    drow = torch.zeros(walk.n, dtype=walk.dtype, device=walk.device) if needs[2] else None
+    dcol = torch.zeros(walk.m, dtype=walk.dtype, device=walk.device) if needs[3] else None
     for strip in walk.strips():
         for tile in walk.tiles(strip, gradients=True):
             if tile.cols.start == 0:
@@ -167,9 +168,9 @@ def backward(
             if tile.outside is not None:
                 g.masked_fill_(tile.outside, 0)
             walk.fill_excluded(tile, g, 0.0)
-            if needs[2]:
+            if drow is not None:
                 drow[tile.rows] += g.sum(1)
-            if needs[3]:
+            if dcol is not None:
                 dcol[tile.cols] += g.sum(0)
             gradients.add(tile, g)
         gradients.finish_strip(strip)
@@ -203,11 +204,13 @@ def _exponential_weights(
     problem: Problem, rows: Tensor, columns: Tensor, grad_rows: Tensor, grad_columns: Tensor
 ) -> Weigh:
     """G_ij = alpha_i e^(s_ij - r_i) + beta_j e^(s_ij - c_j), by one exponential where one reference will do."""
+    statistics = torch.cat([rows, columns]).mul_(LOG2E)
     # An empty row or column has the statistic -inf and no pair to weigh: +inf makes its weights 0, not NaN.
-    r, c = ((t * LOG2E).masked_fill_(t == -math.inf, math.inf) for t in (rows, columns))
-    reference = _shared_reference(r, c)
+    statistics.masked_fill_(statistics == -math.inf, math.inf)
+    reference = _shared_reference(statistics)
     if reference is not None:
-        return _shared_weights(problem, reference, r, c, grad_rows, grad_columns)
+        return _shared_weights(problem, reference, statistics, torch.cat([grad_rows, grad_columns]), len(rows))
+    r, c = statistics[: len(rows)], statistics[len(rows) :]
 
     def weigh(tile: Tile) -> Tensor:
         s = tile.scores
@@ -224,21 +227,19 @@ def _exponential_weights(
     return weigh
 
 
-def _shared_reference(r: Tensor, c: Tensor) -> float | None:
-    least, most = torch.stack(torch.cat([r, c]).aminmax()).tolist()
+def _shared_reference(statistics: Tensor) -> float | None:
+    least, most = torch.stack(statistics.aminmax()).tolist()
     return (least + most) / 2 if most - least <= SAFE_STATISTIC_SPREAD * LOG2E else None
 
 
-def _shared_weights(
-    problem: Problem, reference: float, r: Tensor, c: Tensor, grad_rows: Tensor, grad_columns: Tensor
-) -> Weigh:
+def _shared_weights(problem: Problem, reference: float, statistics: Tensor, upstream: Tensor, rows: int) -> Weigh:
     """G_ij = 2^(s_ij - k) (A_i + B_j) with A_i = alpha_i 2^(k - r_i), B_j = beta_j 2^(k - c_j).
 
     With all r and c within 20 nats of k, A_i <= e^20 alpha_i, and flushing 2^(s - k) below 1e-19 costs
     at most 5e-11 of alpha_i in a weight.
     """
-    a = grad_rows * torch.exp2(reference - r)
-    b = grad_columns * torch.exp2(reference - c)
+    factors = torch.exp2(reference - statistics).mul_(upstream)
+    a, b = factors[:rows], factors[rows:]
 
     def weigh(tile: Tile) -> Tensor:
         s = tile.scores

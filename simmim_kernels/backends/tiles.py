@@ -1,7 +1,7 @@
 """The walk over the score matrix: one tile of scores at a time, and the sums of products that consume its weights."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -110,7 +110,7 @@ class Gradients(Protocol):
 
     def finish_strip(self, rows: slice) -> None: ...
 
-    def result(self) -> tuple[Tensor | None, Tensor | None, list[Tensor]]: ...
+    def result(self) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]: ...
 
 
 class _InnerProductWalk(Walk):
@@ -136,7 +136,7 @@ class _InnerProductGradients:
         self.need_x, self.need_y, self.need_scale = needs[0], needs[1], needs[4]
         self.dx = torch.empty(p.x.shape, dtype=p.x.dtype, device=p.x.device) if self.need_x else None
         self.dy = torch.empty(p.y.shape[::-1], dtype=walk.dtype, device=p.y.device) if self.need_y else None
-        self.dscale = torch.zeros((), dtype=walk.dtype, device=p.x.device)
+        self.dscale: Tensor | None = None
 
     def start_strip(self, rows: slice) -> None:
         self._x_transposed = self.walk._x.T.contiguous() if self.need_y else None
@@ -158,11 +158,12 @@ class _InnerProductGradients:
         if self._strip is None:
             return
         if self.need_scale:
-            self.dscale += (self.walk.problem.x[rows].to(self._strip.dtype) * self._strip).sum()
+            part = (self.walk.problem.x[rows].to(self._strip.dtype) * self._strip).sum()
+            self.dscale = part if self.dscale is None else self.dscale.add_(part)
         if self.dx is not None:
             self.dx[rows] = self._strip.mul_(self.walk.parameters[0])
 
-    def result(self) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+    def result(self) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]:
         dy = None if self.dy is None else self.dy.mul_(1 / self.walk.product_unit).T.contiguous()
         return self.dx, dy, [self.dscale]
 
