@@ -33,7 +33,7 @@ class MutualInformation(nn.Module):
     """A bound on I(X; Y) with a critic: forward(x (N, dx), y (M, dy), positives=None) -> scalar nats.
 
     `bound` is a name of simmim_kernels.bounds; `params` go to it. The per-row parameters, log_baseline and u, may
-    be numbers, tensors, or modules: log_baseline(x) -> (N,) or (N, 1), and u(x, y) -> (N,) or (N, 1) likewise.
+    be numbers, tensors, nn.Parameters or modules: log_baseline(x) and u(x, y), each to (N,) or (N, 1).
 
     bound="mine" keeps the running mean of the partition function, as its log, in the buffer `log_running_mean`:
     running mean = decay * running mean + (1 - decay) * batch mean, from training batches only, with
@@ -60,15 +60,20 @@ class MutualInformation(nn.Module):
         if unknown or missing:
             wanted = ", ".join(p.name for p in accepted) or "none"
             raise ValueError(f"params of bound {bound!r} must be: {wanted}; got {', '.join(params) or 'none'}")
-        # Registered, so that a baseline network's parameters are this module's too.
-        self.modules_of_params = nn.ModuleDict({k: v for k, v in params.items() if isinstance(v, nn.Module)})
-        self.params = {k: v for k, v in params.items() if not isinstance(v, nn.Module)}
+        self._params = tuple(params)
+        for name, value in params.items():
+            # Modules, parameters and tensors become this module's own: trained, moved and saved with it.
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
 
     def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> Tensor:
         scores = self.critic(x, y, positives) if positives is not None else self.critic(x, y)
-        params = dict(self.params)
-        for name, module in self.modules_of_params.items():
-            params[name] = module(x, y) if name == "u" else module(x)
+        params = {name: getattr(self, name) for name in self._params}
+        for name, value in params.items():
+            if isinstance(value, nn.Module):
+                params[name] = value(x, y) if name == "u" else value(x)
         if self.bound == "mine":
             params["log_running_mean"] = self._update_running_mean
         return BOUNDS[self.bound](scores, **params)
@@ -91,7 +96,9 @@ class MutualInformation(nn.Module):
         return bounds.readouts(self.critic(x, y), tau)
 
     def extra_repr(self) -> str:
-        return ", ".join([f"bound={self.bound!r}", *(f"{k}={v!r}" for k, v in self.params.items())])
+        plain = {name: getattr(self, name) for name in self._params}
+        plain = {name: value for name, value in plain.items() if not isinstance(value, (nn.Module, Tensor))}
+        return ", ".join(f"{name}={value!r}" for name, value in {"bound": self.bound, **plain}.items())
 
 
 class SimMIMOutput(NamedTuple):
@@ -113,8 +120,9 @@ class SimMIM(nn.Module):
     collapses. The marginal term that every bound adds is what keeps the encodings apart.
 
     `critic` is by default CosineCritic(temperature=0.1); `projector`, where given, stands between the encoder and
-    the critic and is left out of `encode`; `params` go to
-    the bound. forward(view1, view2) -> SimMIMOutput(loss, mi, z1, z2).
+    the critic and is left out of `encode`; `params` go to the bound, as in MutualInformation.
+
+    forward(view1, view2) -> SimMIMOutput(loss, mi, z1, z2).
     """
 
     def __init__(

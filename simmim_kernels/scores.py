@@ -25,7 +25,7 @@ class PairwiseScores:
 
     Rows are the anchors x (N, d), columns the candidates y (M, d). `positives` (N,) int64 is the column of each
     row's joint pair, by default the diagonal, which needs M >= N wherever a joint pair is asked for. All
-    statistics are differentiable in x, y, scale and both biases, take O(N + M) memory beyond them, and come in
+    statistics are differentiable in x, y, scale and both biases, never hold the matrix of scores, and come in
     float64 for float64 operands and in float32 for all others.
 
     Raises TypeError or ValueError for operands of unequal width, dtype or device, and for empty ones.

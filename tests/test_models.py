@@ -64,6 +64,12 @@ def test_baseline_and_u_may_be_networks():
     assert_close(got.detach(), sk.bounds.tuba(sk.DotCritic(0.3)(x, y), baseline(x).squeeze(1)).detach())
     got.backward()
     assert baseline.weight.grad.abs().sum() > 0
+    one = nn.Parameter(torch.tensor(0.5))
+    learnt = sk.MutualInformation(sk.DotCritic(0.3), "tuba", log_baseline=one)
+    assert list(learnt.parameters()) == [one]
+    fixed = sk.MutualInformation(sk.DotCritic(0.3), "flo", u=torch.zeros(32))
+    assert "u" in fixed.state_dict()
+    assert repr(sk.MutualInformation(sk.DotCritic(0.3), "smile", tau=2.0)).count("tau=2.0") == 1
     flo = sk.MutualInformation(sk.DotCritic(0.3), "flo", u=u)
     assert_close(flo(x, y).detach(), sk.bounds.flo(sk.DotCritic(0.3)(x, y), u(x, y).squeeze(1)).detach())
 

@@ -5,8 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Product = Callable[[Tensor, Tensor], Tensor]
-
 # Below this many multiplications the price of a call to oneDNN outweighs its speed.
 _ONEDNN_FROM = 2**21
 
@@ -14,8 +12,8 @@ _ONEDNN_FROM = 2**21
 def times_transposed(a: Tensor, b: Tensor) -> Tensor:
     """a @ b.T for a (K, L) and b (J, L), without autograd. Fastest where a is contiguous; b may be strided.
 
-    torch.mm takes MKL for float32 on x86, which uses AVX2 on CPUs that are not Intel's; oneDNN, which PyTorch's own
-    compiler calls by this operator, uses AVX-512 wherever it exists: 2.2 times the speed on an AMD EPYC of 2 cores.
+    torch.mm takes MKL for float32 on x86, whose speed on an AMD EPYC is that of AVX2. oneDNN, which PyTorch's own
+    compiler calls by this operator, uses AVX-512 there: about twice as fast (benchmarks/test_products.py).
     """
     if a.dtype == torch.float32 and a.device.type == "cpu" and a.numel() * b.shape[0] >= _ONEDNN_FROM:
         linear = _onednn_linear()
