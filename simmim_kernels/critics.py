@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import validation
 from .scores import PairwiseScores, autocast
+from .statistic import without_autocast
 
 
 class DotCritic(nn.Module):
@@ -136,8 +137,14 @@ class MLPCritic(nn.Module):
     def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
         x, y = self._check(x, y)
         first_weight, first_bias, *parameters = [*self.hidden_layers.parameters(), *self.output.parameters()]
-        weight_x, weight_y = first_weight.split([self.dim_x, self.dim_y], dim=1)
-        return PairwiseScores.of_mlp(F.linear(x, weight_x), F.linear(y, weight_y, first_bias), parameters, positives)
+        x, y = autocast(x, y)
+        # The halves stay in full precision: rounded one by one, their sum could fall on the wrong side of the ReLU.
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        weight_x, weight_y = first_weight.to(x.dtype).to(dtype).split([self.dim_x, self.dim_y], dim=1)
+        with without_autocast(x.device):
+            half_x = F.linear(x.to(dtype), weight_x)
+            half_y = F.linear(y.to(dtype), weight_y, first_bias.to(dtype))
+        return PairwiseScores.of_mlp(half_x, half_y, parameters, positives)
 
     def pair_scores(self, x: Tensor, y: Tensor) -> Tensor:
         """(N,) scores of the row-wise pairs (x_i, y_i), by the network as it stands."""

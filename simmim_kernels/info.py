@@ -31,10 +31,11 @@ def _version(distribution: str) -> str:
 
 
 def _devices() -> dict[str, str]:
+    # No run on a GPU is recorded for any backend yet, and `info` is where a user looks for that.
     found = {"cpu": f"{platform.machine()}, {torch.get_num_threads()} threads"}
     if not torch.cuda.is_available():
         return {**found, "cuda": "not available"}
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
-        found[f"cuda:{index}"] = f"{torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
+        found[f"cuda:{index}"] = f"{torch.cuda.get_device_name(index)}, compute capability {major}.{minor}; unverified"
     return found

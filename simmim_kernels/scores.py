@@ -50,7 +50,7 @@ class PairwiseScores:
     ) -> "PairwiseScores":
         """Scores of a network on concatenated operands, from its first layer's two halves; see ConcatenatedMLP."""
         scores = cls.__new__(cls)
-        x, y = autocast(*validation.operands(x, y, ("x", "y")))
+        x, y = validation.operands(x, y, ("x", "y"))
         scores._adopt(Problem(x, y, list(parameters), form="concatenated_mlp"), None, None, positives)
         return scores
 
