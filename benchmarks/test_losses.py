@@ -32,7 +32,6 @@ def test_against_dense(case: Case, benchmark):
         "extra_mb": extra_megabytes(case.ours, inputs),
         "dense_extra_mb": extra_megabytes(case.dense, inputs),
         "extra_mb_bar": case.megabytes,
-        "backend": next(iter(sk.backends())),
         "torch": torch.__version__,
     }
     benchmark.extra_info.update(found)
