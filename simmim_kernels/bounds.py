@@ -68,9 +68,10 @@ def tuba(scores: PairwiseScores, log_baseline: float | Tensor) -> Tensor:
 
     Barber and Agakov, unnormalised (Poole et al. 2019, eq. 4). `nwj` is log a = 1.
     """
-    log_baseline = _per_row(log_baseline, "log_baseline", scores)
-    shifted = _marginal(scores, "tuba")._shifted(-log_baseline)
-    return 1 + (scores.joint - log_baseline).mean() - shifted.logmeanexp((0, 1)).exp()
+    marginal, joint = _marginal(scores, "tuba"), scores.joint
+    log_baseline = _per_row(log_baseline, "log_baseline", joint)
+    rows = marginal.logsumexp(1) - log_baseline
+    return 1 + (joint - log_baseline).mean() - (rows - _count(marginal).log()).exp().sum()
 
 
 def js(scores: PairwiseScores) -> Tensor:
@@ -109,16 +110,17 @@ def interpolated(scores: PairwiseScores, alpha: float, log_baseline: float | Ten
         1 + mean_off(s_ii - log B_ij) - mean_off(e^s_ij / B_ii)
         B_ij = alpha mean_{k != j} e^s_ik + (1 - alpha) e^log_baseline_i
 
-    In log space throughout, in three passes. A column that holds all but 1e-7 (float32) of what its row sums,
-    and is not the row's joint pair, cannot be told from 1: alpha = 1 with such scores gives inf.
+    In log space throughout, in two passes. A column that holds all but 1e-7 (float32) of what its row sums, and is
+    not the row's joint pair, cannot be told from 1: alpha near 1 with such scores gives inf. Raises ValueError for
+    clamped scores, where log B_ij is not a pointwise function of a score and a row bias.
     """
     if not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be a number in [0, 1], got {alpha!r}")
-    log_baseline = _per_row(log_baseline, "log_baseline", scores)
-    marginal = _marginal(scores, "interpolated")
     if alpha == 0:
         return tuba(scores, log_baseline)
-    joint, off = scores.joint, marginal.logsumexp(1)
+    marginal, joint = _marginal(scores, "interpolated"), scores.joint
+    log_baseline = _per_row(log_baseline, "log_baseline", joint)
+    off = marginal.logsumexp(1)
     count = marginal.count(1).to(scores.dtype)
     log_share = math.log(alpha) - count.log()
     floor = log_baseline + math.log(1 - alpha) if alpha < 1 else torch.full_like(log_baseline, -math.inf)
@@ -137,8 +139,9 @@ def flo(scores: PairwiseScores, u: float | Tensor) -> Tensor:
     Fenchel-Legendre optimisation, Guo et al. 2022 (arXiv:2107.01131). The optimal u_i is
     logmeanexp_{j != i} s_ij - s_ii.
     """
-    u = _per_row(u, "u", scores)
-    return 1 - (u + (_marginal(scores, "flo").logmeanexp(1) - scores.joint - u).exp()).mean()
+    marginal, joint = _marginal(scores, "flo"), scores.joint
+    u = _per_row(u, "u", joint)
+    return 1 - (u + (marginal.logmeanexp(1) - joint - u).exp()).mean()
 
 
 def leave_one_out(scores: PairwiseScores) -> Tensor:
@@ -186,9 +189,8 @@ def _count(scores: PairwiseScores) -> Tensor:
     return scores.count((0, 1)).to(scores.dtype)
 
 
-def _per_row(value: float | Tensor, name: str, scores: PairwiseScores) -> Tensor:
-    """(N,) from a number, a tensor of one element, or a tensor of shape (N,) or (N, 1)."""
-    like = scores.joint
+def _per_row(value: float | Tensor, name: str, like: Tensor) -> Tensor:
+    """(N,), as `like` is, from a number, a tensor of one element, or a tensor of shape (N,) or (N, 1)."""
     if not isinstance(value, Tensor) or value.numel() == 1:
         return validation.scalar(value, name, like).expand(like.shape)
     if value.dim() == 2 and value.shape[1] == 1:

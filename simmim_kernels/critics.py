@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import validation
+from .problem import compute_dtype
 from .scores import PairwiseScores, autocast
 from .statistic import without_autocast
 
@@ -96,7 +97,7 @@ class GaussianCritic(nn.Module):
             # In half precision the shift itself would round; the products are exact in float32 there.
             centre = y.detach().mean(0)
             x, y = x - centre, y - centre
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        dtype = compute_dtype(x.dtype)
         precision = self.bandwidth**-2
         half_x, half_y = (0.5 * precision * t.to(dtype).square().sum(1) for t in (x, y))
         return PairwiseScores(x, y, scale=precision, row_bias=-half_x, col_bias=-half_y, positives=positives)
@@ -139,7 +140,7 @@ class MLPCritic(nn.Module):
         first_weight, first_bias, *parameters = [*self.hidden_layers.parameters(), *self.output.parameters()]
         x, y = autocast(x, y)
         # The halves stay in full precision: rounded one by one, their sum could fall on the wrong side of the ReLU.
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        dtype = compute_dtype(x.dtype)
         weight_x, weight_y = first_weight.to(x.dtype).to(dtype).split([self.dim_x, self.dim_y], dim=1)
         with without_autocast(x.device):
             half_x = F.linear(x.to(dtype), weight_x)

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the statistics of operands of a dtype, and of the scalars that go with them."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 @dataclasses.dataclass(eq=False)
 class Problem:
     """Scores of all N x M pairs, never materialised, and the statistic wanted of them.
@@ -58,7 +63,7 @@ class Problem:
     @property
     def compute_dtype(self) -> torch.dtype:
         """Dtype of products and statistics: float64 for float64 operands, float32 for all others."""
-        return torch.float64 if self.x.dtype == torch.float64 else torch.float32
+        return compute_dtype(self.x.dtype)
 
     @property
     def wants_rows(self) -> bool:

@@ -144,8 +144,10 @@ class PairwiseScores:
         return self._with(lo=min(max(p.lo, lo), hi), hi=min(max(p.hi, lo), hi))
 
     def _shifted(self, row_bias: Tensor) -> "PairwiseScores":
-        """The same scores plus a row bias (N,)."""
+        """The same scores plus a row bias (N,), which a clamp would have to come before."""
         p = self._problem
+        if p.clamped:
+            raise ValueError(f"scores must not be clamped here, got scores clamped to [{p.lo}, {p.hi}]")
         row_bias = validation.vector(row_bias, "row_bias", self.shape[0], p.x)
         return self._with(row_bias=row_bias if p.row_bias is None else p.row_bias + row_bias)
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .problem import compute_dtype
+
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -64,8 +66,7 @@ def scalar(value: object, name: str, like: Tensor) -> Tensor:
     if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
         raise TypeError(f"{name} must be a number or a tensor of one element, got {describe(value)}")
     if not isinstance(value, Tensor):
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        return torch.full((), value, dtype=dtype, device=like.device)
+        return torch.full((), value, dtype=compute_dtype(like.dtype), device=like.device)
     if value.dtype not in FLOATING:
         raise TypeError(f"{name} must have a floating dtype, got {describe(value)}")
     if value.numel() != 1:

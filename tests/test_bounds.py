@@ -158,6 +158,19 @@ def test_bounds_respect_exclusions():
     assert_close(sk.bounds.club(got), j.mean() - d.mean())
 
 
+def test_bounds_of_clamped_scores():
+    """A baseline is taken from the clamped score, not clamped with it."""
+    s, a = scores(), torch.linspace(-1, 1, N).double()
+    d = s.dense().clamp(-0.3, 0.4)
+    want = 1 + (d.diagonal() - a).mean() - off_diagonal((d - a[:, None]).exp()).mean()
+    assert_close(sk.bounds.tuba(s.clamp(-0.3, 0.4), a), want)
+    assert_close(sk.bounds.interpolated(s.clamp(-0.3, 0.4), 0.0, a), want)
+    want = 1 - (a + (rows_off(d) - d.diagonal() - a).exp()).mean()
+    assert_close(sk.bounds.flo(s.clamp(-0.3, 0.4), a), want)
+    with pytest.raises(ValueError, match=r"scores must not be clamped here, got scores clamped to \[-0.3, 0.4\]"):
+        sk.bounds.interpolated(s.clamp(-0.3, 0.4), 0.5, a)
+
+
 def test_one_pair():
     one = scores(1, 1)
     assert abs(sk.bounds.infonce(one)) < 1e-15

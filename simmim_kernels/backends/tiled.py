@@ -161,9 +161,8 @@ def backward(
     drow = torch.zeros(walk.n, dtype=walk.dtype, device=walk.device) if needs[2] else None
     dcol = torch.zeros(walk.m, dtype=walk.dtype, device=walk.device) if needs[3] else None
     for strip in walk.strips():
+        gradients.start_strip()
         for tile in walk.tiles(strip, gradients=True):
-            if tile.cols.start == 0:
-                gradients.start_strip(strip)
             g = weigh(tile)
             if tile.outside is not None:
                 g.masked_fill_(tile.outside, 0)

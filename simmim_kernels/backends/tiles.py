@@ -46,12 +46,14 @@ class Walk:
         return min(self.n, rows), min(self.m, columns)
 
     def strips(self) -> Iterator[slice]:
+        """Each strip of rows in turn, its operands made ready for `tiles`."""
         for start in range(0, self.n, self.row_step):
-            yield slice(start, min(start + self.row_step, self.n))
+            rows = slice(start, min(start + self.row_step, self.n))
+            self._enter(rows)
+            yield rows
 
     def tiles(self, rows: slice, gradients: bool = False) -> Iterator[Tile]:
         p = self.problem
-        self._enter(rows)
         for start in range(0, self.m, self.col_step):
             cols = slice(start, min(start + self.col_step, self.m))
             s = self._products(rows, cols)
@@ -104,7 +106,7 @@ class Walk:
 class Gradients(Protocol):
     """Sums the form's gradients over tiles."""
 
-    def start_strip(self, rows: slice) -> None: ...
+    def start_strip(self) -> None: ...
 
     def add(self, tile: Tile, weights: Tensor) -> None: ...
 
@@ -138,7 +140,7 @@ class _InnerProductGradients:
         self.dy = torch.empty(p.y.shape[::-1], dtype=walk.dtype, device=p.y.device) if self.need_y else None
         self.dscale: Tensor | None = None
 
-    def start_strip(self, rows: slice) -> None:
+    def start_strip(self) -> None:
         self._x_transposed = self.walk._x.T.contiguous() if self.need_y else None
         self._strip: Tensor | None = None
 
@@ -208,7 +210,7 @@ class _MLPGradients:
         for total, part in zip(self.dparameters, dparameters, strict=True):
             total += part
 
-    def start_strip(self, rows: slice) -> None:
+    def start_strip(self) -> None:
         """Nothing is kept by strip."""
 
     def finish_strip(self, rows: slice) -> None:
