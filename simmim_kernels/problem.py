@@ -13,6 +13,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def total_gradient_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the gradients of a sum over all pairs that wait for their factor: float16 might overflow meanwhile."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 @dataclasses.dataclass(eq=False)
 class Problem:
     """Scores of all N x M pairs, never materialised, and the statistic wanted of them.

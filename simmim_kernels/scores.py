@@ -12,7 +12,7 @@ from .forms import FORMS
 from .ids import excluded_counts
 from .pointwise import POINTWISE, clamp
 from .problem import Problem
-from .statistic import statistic, without_autocast
+from .statistic import statistic, total, without_autocast
 
 # Counting pairs looks at every subset of the exclusions, so their number is limited.
 _MOST_EXCLUSIONS = 6
@@ -178,13 +178,15 @@ class PairwiseScores:
         return total - math.log(max(count, 1))
 
     def sum(self, dim: Dim, fn: str = "softplus", backend: str | None = None) -> Tensor:
-        """Sum of a pointwise function of the scores: softplus, square, log1mexp or identity."""
+        """Sum of a pointwise function of the scores: softplus, square, log1mexp or identity.
+
+        Over all pairs (dim (0, 1)) its gradients, where any are wanted, are made along with the value.
+        """
         validation.choice(fn, "fn", list(POINTWISE))
         dims = validation.dimension(dim)
-        if dims == "columns":
-            return self._statistic(fn, "columns", backend)[1]
-        rows = self._statistic(fn, "rows", backend)[0]
-        return rows.sum() if dims == "total" else rows
+        if dims == "total":
+            return total(self._problem.replace(fn=fn, dims="rows"), backend)
+        return self._statistic(fn, dims, backend)[1 if dims == "columns" else 0]
 
     def count(self, dim: Dim) -> Tensor:
         """int64, how many pairs each entry of a statistic over `dim` sums, in O(N + M) memory."""

@@ -1,6 +1,8 @@
 """The pairwise statistic as a PyTorch operator: schema, fake, autograd, and dispatch to a backend.
 
-`simmim_kernels::statistic` gives the O(N + M) numbers, `simmim_kernels::statistic_backward` the gradients.
+`simmim_kernels::statistic` gives the O(N + M) numbers, `simmim_kernels::statistic_backward` the gradients, and
+`simmim_kernels::total` the sum of a pointwise function over all pairs together with its gradients: what comes back
+for a scalar is but a factor, so that the scores need be made only once.
 An autograd.Function with `setup_context` ties them together, since torch.func transforms take that and not
 torch.library.register_autograd.
 """
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .backends import BACKENDS, asked_for, reference, select
-from .problem import Problem
+from .problem import Problem, total_gradient_dtype
 from .second_derivatives import second_derivatives
 
 _PROBLEM = (
@@ -26,6 +28,7 @@ _library.define(
     f"statistic_backward({_PROBLEM}, str backend, Tensor rows, Tensor columns, Tensor grad_rows, "
     "Tensor grad_columns, bool[] needs) -> Tensor[]"
 )
+_library.define(f"total({_PROBLEM}, str backend, bool[] needs) -> (Tensor value, Tensor[] gradients)")
 
 # A matrix of up to this many scores, 256 KB of them, is held where no backend was asked for by name.
 HELD_SCORES = 2**16
@@ -47,6 +50,16 @@ def statistic(problem: Problem, backend: str | None = None) -> tuple[Tensor, Ten
     return _apply(arguments)
 
 
+def total(problem: Problem, backend: str | None = None) -> Tensor:
+    """The sum of the row values of a validated problem with a pointwise function, differentiable."""
+    held = asked_for(backend)[0] is None and _is_cheaper_held(problem)
+    if held or not _wants_gradients(problem):
+        return statistic(problem, backend)[0].sum()
+    needs = [t is not None and t.requires_grad for t in problem.differentiable]
+    settings, tensors = _arguments_of_function((*problem.arguments(), select(problem, backend)))
+    return PairwiseTotal.apply(settings, needs, *tensors)[0]
+
+
 def _is_cheaper_held(problem: Problem) -> bool:
     """Whether the scores are so few that PyTorch's autograd may keep them: that takes less than making them twice.
 
@@ -63,11 +76,17 @@ def _wants_gradients(problem: Problem) -> bool:
 
 def _apply(arguments: tuple) -> tuple[Tensor, Tensor]:
     """PairwiseStatistic on the operator's arguments."""
+    settings, tensors = _arguments_of_function(arguments)
+    return PairwiseStatistic.apply(settings, *tensors)
+
+
+def _arguments_of_function(arguments: tuple) -> tuple[tuple, tuple]:
+    """Settings and tensors of an autograd.Function, out of the operator's arguments."""
     x, y, parameters, *rest = arguments
     if y is x:
         y = x.view_as(x)  # torch.compile takes no autograd.Function with one tensor twice.
     optional, settings = rest[: _TENSORS - 2], tuple(rest[_TENSORS - 2 :])
-    return PairwiseStatistic.apply(settings, x, y, *optional, *parameters)
+    return settings, (x, y, *optional, *parameters)
 
 
 def _operands(tensors: Sequence[Tensor | None]) -> tuple:
@@ -95,8 +114,20 @@ def _backward(*arguments) -> list[Tensor]:
     problem = Problem(*fields)
     with without_autocast(problem.x.device):
         found = BACKENDS[backend].backward(problem, rows, columns, grad_rows, grad_columns, needs)
-    # An operator's list of tensors has no room for None.
-    return [problem.x.new_empty(0) if gradient is None else gradient for gradient in found]
+    return _without_none(problem, found)
+
+
+def _without_none(problem: Problem, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+    """An operator's list of tensors has no room for None: an empty tensor stands for it."""
+    return [problem.x.new_empty(0) if gradient is None else gradient for gradient in gradients]
+
+
+def _total(*arguments) -> tuple[Tensor, list[Tensor]]:
+    *fields, backend, needs = arguments
+    problem = Problem(*fields)
+    with without_autocast(problem.x.device):
+        value, found = BACKENDS[backend].value_and_gradients(problem, needs)
+    return value, _without_none(problem, found)
 
 
 def _fake_forward(*arguments) -> tuple[Tensor, Tensor]:
@@ -118,6 +149,18 @@ def _fake_backward(*arguments) -> list[Tensor]:
     ]
 
 
+def _fake_total(*arguments) -> tuple[Tensor, list[Tensor]]:
+    *fields, _, needs = arguments
+    problem = Problem(*fields)
+    gradients = [
+        None
+        if tensor is None or not needed
+        else tensor.new_empty(tensor.shape, dtype=total_gradient_dtype(tensor.dtype))
+        for tensor, needed in zip(problem.differentiable, needs, strict=True)
+    ]
+    return problem.x.new_empty((), dtype=problem.compute_dtype), _without_none(problem, gradients)
+
+
 def _autograd_forward(*arguments) -> tuple[Tensor, Tensor]:
     """For those who call torch.ops.simmim_kernels.statistic themselves."""
     if _wants_gradients(Problem(*arguments[:-1])):
@@ -129,8 +172,10 @@ def _autograd_forward(*arguments) -> tuple[Tensor, Tensor]:
 _library.impl("statistic", _forward, "CompositeExplicitAutograd")
 _library.impl("statistic", _autograd_forward, "Autograd")
 _library.impl("statistic_backward", _backward, "CompositeExplicitAutograd")
+_library.impl("total", _total, "CompositeExplicitAutograd")
 torch.library.register_fake("simmim_kernels::statistic", _fake_forward, lib=_library)
 torch.library.register_fake("simmim_kernels::statistic_backward", _fake_backward, lib=_library)
+torch.library.register_fake("simmim_kernels::total", _fake_total, lib=_library)
 
 
 def _loop_over_batch(function, info, in_dims, arguments):
@@ -142,6 +187,23 @@ def _loop_over_batch(function, info, in_dims, arguments):
         for i in range(info.batch_size)
     ]
     return tuple(torch.stack(column) if column[0] is not None else None for column in zip(*outputs, strict=True))
+
+
+def _needs(needed: Sequence[bool]) -> list[bool]:
+    """Which of Problem.differentiable want a gradient, out of what an autograd.Function knows of its tensors."""
+    return [*needed[:4], *needed[_TENSORS:]]
+
+
+def _among_inputs(gradients: Sequence[Tensor], needs: Sequence[bool]) -> tuple:
+    """Gradients in the places of the tensors of an autograd.Function; positives and ids have none."""
+    found = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
+    return *found[:4], None, None, None, *found[4:]
+
+
+def _differentiate(settings: tuple, needs: list[bool], statistics: tuple, tensors: Sequence) -> Sequence[Tensor]:
+    if torch.is_grad_enabled():
+        return PairwiseStatisticBackward.apply(settings, needs, *statistics, *tensors)
+    return torch.ops.simmim_kernels.statistic_backward(*_operands(tensors), *settings, *statistics, needs)
 
 
 class PairwiseStatistic(torch.autograd.Function):
@@ -159,18 +221,9 @@ class PairwiseStatistic(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_rows, grad_columns):
         *tensors, rows, columns = ctx.saved_tensors
-        needed = ctx.needs_input_grad[1:]
-        needs = [*needed[:4], *needed[_TENSORS:]]
-        if torch.is_grad_enabled():
-            found = PairwiseStatisticBackward.apply(
-                ctx.settings, needs, rows, columns, grad_rows, grad_columns, *tensors
-            )
-        else:
-            found = torch.ops.simmim_kernels.statistic_backward(
-                *_operands(tensors), *ctx.settings, rows, columns, grad_rows, grad_columns, needs
-            )
-        found = [gradient if need else None for gradient, need in zip(found, needs, strict=True)]
-        return None, *found[:4], None, None, None, *found[4:]
+        needs = _needs(ctx.needs_input_grad[1:])
+        found = _differentiate(ctx.settings, needs, (rows, columns, grad_rows, grad_columns), tensors)
+        return None, *_among_inputs(found, needs)
 
     @staticmethod
     def vmap(info, in_dims, *arguments):
@@ -208,3 +261,36 @@ class PairwiseStatisticBackward(torch.autograd.Function):
     def vmap(info, in_dims, *arguments):
         outputs = _loop_over_batch(PairwiseStatisticBackward, info, in_dims, arguments)
         return outputs, tuple(None if output is None else 0 for output in outputs)
+
+
+class PairwiseTotal(torch.autograd.Function):
+    """(settings, needs, x, y, row_bias, ...) -> (value, *gradients); the gradients are made along with the value."""
+
+    @staticmethod
+    def forward(settings, needs, *tensors):
+        value, gradients = torch.ops.simmim_kernels.total(*_operands(tensors), *settings, needs)
+        return value, *gradients
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.settings, ctx.made, *tensors = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*tensors, *output[1:])
+
+    @staticmethod
+    def backward(ctx, upstream, *_):
+        tensors, made = ctx.saved_tensors[: -len(ctx.made)], ctx.saved_tensors[-len(ctx.made) :]
+        needs = _needs(ctx.needs_input_grad[2:])
+        if torch.is_grad_enabled() or any(need and not had for need, had in zip(needs, ctx.made, strict=True)):
+            # For second derivatives the gradients are made anew, as those of row sums with one upstream gradient.
+            nothing = upstream.new_empty(0)
+            statistics = (nothing, nothing, upstream.expand(len(tensors[0])), nothing)
+            return None, None, *_among_inputs(_differentiate(ctx.settings, needs, statistics, tensors), needs)
+        differentiable = Problem(*_operands(tensors), *ctx.settings[:-1]).differentiable
+        found = [g if t is None else (g * upstream).to(t.dtype) for g, t in zip(made, differentiable, strict=True)]
+        return None, None, *_among_inputs(found, needs)
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        outputs = _loop_over_batch(PairwiseTotal, info, in_dims, arguments)
+        return outputs, (0,) * len(outputs)

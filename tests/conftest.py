@@ -3,6 +3,10 @@ import os
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # Before Triton is imported: its kernels then run on CPU tensors, under the interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread a worker: the problems are small, and threads of several workers get in each other's way.
     torch.set_num_threads(1)
@@ -39,3 +43,13 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(tiles, "_TILE_ROWS", 16)
     monkeypatch.setattr(tiles, "_TILE_COLUMNS", 24)
     monkeypatch.setattr(tiles, "_MLP_TILE_BYTES", 2**14)
+    small_blocks(monkeypatch)
+
+
+def small_blocks(monkeypatch):
+    """Blocks of a few tiles for the Triton kernels, which under the interpreter have tiles of 16 x 32."""
+    from simmim_kernels.backends.triton import configurations
+
+    for name, size in {"BLOCK": 48, "STRIP_WIDTH": 40, "STRIP_HEIGHT": 30}.items():
+        monkeypatch.setattr(configurations, name, size)
+    monkeypatch.setattr(configurations, "programs_wanted", lambda device: 6)

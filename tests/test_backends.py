@@ -8,7 +8,7 @@ import torch
 from truth import Case, assert_close, gradients, run
 
 import simmim_kernels as sk
-from simmim_kernels.backends import BACKENDS, reference, tiled
+from simmim_kernels.backends import BACKENDS, reference, tiled, triton
 
 X = torch.randn(5, 3)
 
@@ -41,7 +41,7 @@ def spy(monkeypatch):
 
 
 def test_table():
-    assert sk.backends() == {"tiled": "available", "reference": "available"}
+    assert sk.backends() == {"triton": "available", "tiled": "available", "reference": "available"}
 
 
 def test_the_first_that_supports_the_problem_is_the_default(monkeypatch, spy):
@@ -113,7 +113,7 @@ def test_one_asked_for_by_name_that_cannot_run_raises_with_the_reason(monkeypatc
 
 def test_unknown_names_raise(monkeypatch):
     with (
-        pytest.raises(ValueError, match="use_backend must name one of tiled, reference; got 'no-such'"),
+        pytest.raises(ValueError, match="use_backend must name one of triton, tiled, reference; got 'no-such'"),
         sk.use_backend("no-such"),
     ):
         pass
@@ -125,7 +125,7 @@ def test_unknown_names_raise(monkeypatch):
 
 
 def test_no_backend_at_all(monkeypatch):
-    for module in (tiled, reference):
+    for module in (triton, tiled, reference):
         monkeypatch.setattr(module, "supports", lambda problem: "not today")
     with pytest.raises(RuntimeError, match="no backend can run this: tiled: not today; reference: not today"):
         sk.DotCritic()(X, X).logsumexp(1)

@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Those that compute in float64, against which rounding is no excuse; and with them those that do not.
 BACKENDS = ("reference", "tiled")
+EVERY_BACKEND = (*BACKENDS, "triton")
+WIDEST = {"reference": torch.float64, "tiled": torch.float64, "triton": torch.float32}
 
 POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": lambda s: torch.logaddexp(s, torch.zeros_like(s)),
@@ -137,6 +140,40 @@ def assert_close(got: Tensor, want: Tensor, dense: Tensor | None = None, name: s
     else:
         allowed = 2 * error(dense.to(torch.float32), want) + torch.finfo(dense.dtype).eps
     assert found <= allowed, f"{name}: error {found:.3g}, allowed {allowed:.3g}"
+
+
+OPTIONS = {
+    "plain": {},
+    "biases": {"biases": True},
+    "clamp": {"clamp": (-0.4, 0.6)},
+    "ids": {"ids": 1},
+    "two ids": {"ids": 2, "biases": True},
+    "marginal": {"joint": "left_out"},
+    "marginal of positives": {"joint": "left_out", "positives": True},
+    "marginal, ids and clamp": {"joint": "left_out", "ids": 1, "clamp": (-0.5, 0.5)},
+    "ids that keep the joint pairs": {"joint": "kept", "ids": 2, "positives": True},
+    "strided": {"strided": True, "biases": True},
+}
+
+
+def check_statistic(sk, case: Case, fn: str, dim, backend: str) -> None:
+    """Value and all gradients of one statistic against dense float64."""
+    got = run(sk, case.scores(sk), fn, dim, backend)
+    wide = case.upcast()
+    want = case.statistic(wide, fn, dim)
+    low = torch.float64 if case.dtype == torch.float64 else torch.float32
+    assert got.dtype == low
+    half = case.dtype in (torch.bfloat16, torch.float16)
+    dense = dict.fromkeys(("value", *case.tensors))
+    if half:
+        own = {k: v.detach().to(case.dtype).requires_grad_() for k, v in case.tensors.items()}
+        value = case.statistic(own, fn, dim)
+        dense = {"value": value.detach(), **gradients(weighted(value), own)}
+    assert_close(got.detach(), want.detach(), dense["value"], "value")
+    found, truth = gradients(weighted(got), case.tensors), gradients(weighted(want), wide)
+    for name in case.tensors:
+        assert found[name].dtype == case.tensors[name].dtype
+        assert_close(found[name], truth[name], dense[name], name)
 
 
 def off_diagonal(s: Tensor) -> Tensor:

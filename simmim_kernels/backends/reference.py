@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..forms import FORMS
 from ..pointwise import POINTWISE, clamp
-from ..problem import Problem
+from ..problem import Problem, total_gradient_dtype
 
 
 def unavailable() -> str | None:
@@ -115,3 +115,12 @@ def backward(
         gradient.to(tensor.dtype) if needed and tensor is not None else None
         for gradient, tensor, needed in zip(found, problem.differentiable, needs, strict=True)
     ]
+
+
+def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
+    """The sum of a pointwise function over all pairs, and its gradients."""
+    rows, nothing = forward(problem)
+    waiting = [None if t is None else t.to(total_gradient_dtype(t.dtype)) for t in problem.differentiable]
+    x, y, row_bias, col_bias, *parameters = waiting
+    wide = problem.replace(x=x, y=y, row_bias=row_bias, col_bias=col_bias, parameters=parameters)
+    return rows.sum(), backward(wide, rows, nothing, torch.ones_like(rows), nothing, needs)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..pointwise import POINTWISE
-from ..problem import Problem
+from ..problem import Problem, total_gradient_dtype
 from .tiles import Tile, Walk, walk_over
 
 LOG2E = 1 / math.log(2)
@@ -157,6 +157,36 @@ def backward(
     walk = walk_over(problem, LOG2E if exponential else 1.0)
     make_weights = _exponential_weights if exponential else _pointwise_weights
     weigh = make_weights(problem, rows, columns, grad_rows, grad_columns)
+    found = _gradients(problem, walk, weigh, needs)
+    return [
+        None if gradient is None or tensor is None else gradient.to(tensor.dtype)
+        for gradient, tensor in zip(found, problem.differentiable, strict=True)
+    ]
+
+
+def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
+    """The sum of a pointwise function over all pairs, and its gradients, from one look at the scores."""
+    dtype = total_gradient_dtype(problem.x.dtype)
+    problem = problem.replace(x=problem.x.to(dtype), y=problem.y.to(dtype))
+    walk = walk_over(problem)
+    psi = POINTWISE[problem.fn]
+    total = torch.zeros((), dtype=walk.dtype, device=walk.device)
+
+    def weigh(tile: Tile) -> Tensor:
+        values = psi.value(tile.scores)
+        walk.fill_excluded(tile, values, 0.0)
+        total.add_(values.sum())
+        return psi.derivative(tile.scores)
+
+    found = _gradients(problem, walk, weigh, needs)
+    return total, [
+        None if gradient is None or tensor is None else gradient.to(total_gradient_dtype(tensor.dtype))
+        for gradient, tensor in zip(found, problem.differentiable, strict=True)
+    ]
+
+
+def _gradients(problem: Problem, walk: Walk, weigh: "Weigh", needs: list[bool]) -> list[Tensor | None]:
+    """Of `problem.differentiable`, mostly in the compute dtype: sums over tiles of G Y and G^T X."""
     gradients = walk.gradients_of(needs)
     drow = torch.zeros(walk.n, dtype=walk.dtype, device=walk.device) if needs[2] else None
     dcol = torch.zeros(walk.m, dtype=walk.dtype, device=walk.device) if needs[3] else None
@@ -174,12 +204,8 @@ def backward(
             gradients.add(tile, g)
         gradients.finish_strip(strip)
     dx, dy, dparameters = gradients.result()
-    return [
-        gradient.to(tensor.dtype) if needed and tensor is not None and gradient is not None else None
-        for gradient, tensor, needed in zip(
-            [dx, dy, drow, dcol, *dparameters], problem.differentiable, needs, strict=True
-        )
-    ]
+    found = [dx, dy, drow, dcol, *dparameters]
+    return [gradient if needed else None for gradient, needed in zip(found, needs, strict=True)]
 
 
 Weigh = Callable[[Tile], Tensor]

@@ -1,0 +1,211 @@
+"""Compiles every Triton kernel ahead of time, without a GPU, and reads what the compiler made of it.
+
+python -m benchmarks.compile cuda:90 hip:gfx942
+
+One line a kernel: registers, spills, shared memory and the matrix instruction. `--json` for programs. The launches are
+those that the package itself makes for the problems below, with its default tiles for the target's architecture.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+# Before Triton is imported: kernels decorated for the interpreter cannot be compiled.
+os.environ["TRITON_INTERPRET"] = "0"
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from simmim_kernels.backends.triton import configurations, gradients, statistics
+from simmim_kernels.problem import Problem
+
+TARGETS = ("cuda:80", "cuda:86", "cuda:90", "cuda:100", "hip:gfx942")
+
+# Shared memory that one block of threads may have, in bytes, by the vendors' tables of compute capabilities.
+SHARED_LIMIT = {"cuda:80": 166912, "cuda:86": 101376, "cuda:90": 232448, "cuda:100": 232448, "hip:gfx942": 65536}
+MATRIX_INSTRUCTION = {
+    "cuda:80": r"mma\.sync",
+    "cuda:86": r"mma\.sync",
+    "cuda:90": r"wgmma\.mma_async",
+    "cuda:100": r"tcgen05\.mma",
+    "hip:gfx942": r"v_mfma",
+}
+
+
+@dataclass
+class Compiled:
+    """What the compiler made of one kernel."""
+
+    target: str
+    problem: str
+    kernel: str
+    warps: int
+    registers: int
+    spilled: int
+    """Bytes of memory a thread"""
+    shared: int
+    """Bytes a block of threads"""
+    shared_limit: int
+    matrix_instruction: bool
+
+
+def problems() -> Iterator[tuple[str, Problem, str]]:
+    """A name, a problem on the meta device, and the precision of its float32 products."""
+    half, single = torch.bfloat16, torch.float32
+    for d in (10, 64, 128, 256, 768):
+        yield f"clip bf16 d={d}", _problem(d, half, dims="both"), "highest"
+    for d in (64, 128, 512):
+        yield f"clip tf32 d={d}", _problem(d, single, dims="both"), "high"
+    for d in (16, 64, 512):
+        yield f"clip fp32 d={d}", _problem(d, single, dims="both"), "highest"
+    for d in (64, 128, 256, 768):
+        bias = {"row_bias": _meta(4096), "col_bias": _meta(4096)}
+        ids = {"row_ids": _meta(2, 4096, dtype=torch.int64), "col_ids": _meta(2, 4096, dtype=torch.int64)}
+        options = {"positives": _meta(4096, dtype=torch.int64), "joint": "kept", "lo": -5.0, "hi": 5.0}
+        yield f"all options bf16 d={d}", _problem(d, half, dims="both", **bias, **ids, **options), "highest"
+    for d in (64, 256, 768):
+        yield f"siglip bf16 d={d}", _problem(d, half, fn="softplus", joint="left_out", row_bias=_meta(4096)), "highest"
+    yield "rows fp16 d=128", _problem(128, torch.float16, dims="rows"), "highest"
+    yield "columns bf16 d=128", _problem(128, half, dims="columns"), "highest"
+    yield "log1mexp bf16 d=64", _problem(64, half, fn="log1mexp", dims="rows"), "highest"
+    yield "log1mexp bf16 d=768", _problem(768, half, fn="log1mexp", dims="both"), "highest"
+
+
+def _meta(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(size, dtype=dtype, device="meta")
+
+
+def _problem(d: int, dtype: torch.dtype, **options) -> Problem:
+    return Problem(_meta(4096, d, dtype=dtype), _meta(4096, d, dtype=dtype), [_meta()], **options)
+
+
+class _Driver:
+    """Stands for the driver of a device that is not here, so that Triton compiles for its architecture."""
+
+    def __init__(self, target: GPUTarget):
+        self._target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> str:
+        return str(self._target)
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+
+@contextmanager
+def _compiling_for(target: str, compiled: list):
+    """Launches compile for the target, and are noted instead of run."""
+    kind, _, arch = target.partition(":")
+    gpu = GPUTarget("cuda", int(arch), 32) if kind == "cuda" else GPUTarget("hip", arch, 64)
+    run, architecture = JITFunction.run, configurations.architecture
+
+    def compile_only(self, *arguments, grid, warmup, **options):
+        compiled.append((self.__name__, run(self, *arguments, grid=grid, warmup=True, **options)))
+
+    triton.runtime.driver.set_active(_Driver(gpu))
+    JITFunction.run = compile_only
+    configurations.architecture = lambda device: arch
+    try:
+        yield
+    finally:
+        JITFunction.run, configurations.architecture = run, architecture
+
+
+def compile_for(target: str) -> Iterator[Compiled]:
+    seen = set()
+    for name, problem, precision in problems():
+        found: list = []
+        torch.set_float32_matmul_precision(precision)
+        with _compiling_for(target, found):
+            _launch_all(problem)
+        for kernel, binary in found:
+            if binary.hash not in seen:
+                seen.add(binary.hash)
+                yield _read(target, name, kernel, binary)
+
+
+def _launch_all(problem: Problem) -> None:
+    """Every launch of a forward and a backward, in one pass and in the two of deterministic mode."""
+    needs = [tensor is not None for tensor in problem.differentiable]
+    found = statistics.forward(problem)
+    upstream = [torch.empty_like(statistic) for statistic in found]
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        if problem.fn == "logsumexp":
+            gradients.backward(problem, *found, *upstream, needs)
+        else:
+            gradients.value_and_gradients(problem, needs)
+    torch.use_deterministic_algorithms(False)
+
+
+def _read(target: str, problem: str, kernel: str, binary) -> Compiled:
+    registers, spilled = _of_nvidia(binary) if target.startswith("cuda") else _of_amd(binary)
+    text = binary.asm["ptx" if target.startswith("cuda") else "amdgcn"]
+    return Compiled(
+        target,
+        problem,
+        kernel,
+        binary.metadata.num_warps,
+        registers,
+        spilled,
+        binary.metadata.shared,
+        SHARED_LIMIT[target],
+        re.search(MATRIX_INSTRUCTION[target], text) is not None,
+    )
+
+
+def _of_nvidia(binary) -> tuple[int, int]:
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        command = [cuobjdump, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK", "LOCAL"))
+    return registers, stack + local
+
+
+def _of_amd(binary) -> tuple[int, int]:
+    """Vector registers, and bytes of scratch memory: spilled scalar registers go to lanes of vector registers."""
+    text = binary.asm["amdgcn"]
+    registers, scratch = (
+        int(re.search(rf"\.{word}:\s*(\d+)", text)[1]) for word in ("vgpr_count", "private_segment_fixed_size")
+    )
+    return registers, scratch
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    arguments = parser.parse_args()
+    for target in arguments.targets or TARGETS:
+        for found in compile_for(target):
+            if arguments.json:
+                print(json.dumps(asdict(found)), flush=True)
+            else:
+                print(
+                    f"{found.target:<11} {found.problem:<28} {found.kernel:<24} {found.warps} warps "
+                    f"{found.registers:>3} registers  {found.spilled:>4} spilled  {found.shared:>6} shared"
+                    f"{'' if found.matrix_instruction else '  no matrix instruction'}",
+                    flush=True,
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

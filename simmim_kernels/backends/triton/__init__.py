@@ -1,0 +1,69 @@
+"""Fused kernels for NVIDIA (sm_80 and later) and AMD (gfx942) GPUs, in Triton.
+
+forward -> statistics.py, gradients -> gradients.py; both hand a problem to kernels as sides.py says, whose tiles are
+computed in tile.py. Kernels are imported when first needed: Triton is not everywhere, and slow to import.
+"""
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from ...problem import Problem
+
+# The form that Triton kernels exist for. The concatenated MLP's pairwise network runs on `tiled`.
+_FORM = "inner_product"
+
+
+def unavailable() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if _interpreted() or torch.cuda.is_available():
+        return None
+    return "needs a CUDA or ROCm device (for tests, TRITON_INTERPRET=1 runs the kernels on a CPU, slowly)"
+
+
+def not_by_default() -> str | None:
+    """Why this backend runs only where it is asked for by name, if so."""
+    return "its kernels are not verified on hardware: no recorded GPU run"
+
+
+def supports(problem: Problem) -> str | None:
+    device = problem.x.device
+    if problem.form != _FORM:
+        return f"the form {problem.form!r} has no Triton kernel"
+    if problem.x.dtype == torch.float64:
+        return "float64 operands have no Triton kernel"
+    if _interpreted():
+        return None if device.type == "cpu" else f"the kernels are interpreted, on the CPU; operands are on {device}"
+    if device.type != "cuda":
+        return f"the kernels need a CUDA or ROCm device; operands are on {device}"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return f"the kernels need compute capability 8.0; {device} has {torch.cuda.get_device_capability(device)}"
+    return None
+
+
+def _interpreted() -> bool:
+    from triton import knobs
+
+    return knobs.runtime.interpret
+
+
+def forward(problem: Problem) -> tuple[Tensor, Tensor]:
+    from .statistics import forward
+
+    return forward(problem)
+
+
+def backward(
+    problem: Problem, rows: Tensor, columns: Tensor, grad_rows: Tensor, grad_columns: Tensor, needs: list[bool]
+) -> list[Tensor | None]:
+    from .gradients import backward
+
+    return backward(problem, rows, columns, grad_rows, grad_columns, needs)
+
+
+def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
+    from .gradients import value_and_gradients
+
+    return value_and_gradients(problem, needs)

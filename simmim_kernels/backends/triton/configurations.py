@@ -1,0 +1,154 @@
+"""Tile shapes by architecture: what each kernel is compiled with, without a search at first use.
+
+None of these was timed on a GPU yet. They are the largest that compile without spilled registers and within the
+shared memory of their architecture (`python -m benchmarks.compile`, which tests/test_triton_compile.py asserts).
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton import knobs
+
+from ...problem import Problem
+from .sides import input_precision
+
+
+class Tile(NamedTuple):
+    """One tile of pairs, and how a program works on it."""
+
+    own: int
+    other: int
+    d: int
+    """Columns of the operands at a time"""
+    warps: int
+    stages: int
+
+    def constants(self, d: int) -> dict[str, Any]:
+        width = min(self.d, _padded(d))
+        blocks = {"BI": self.own, "BJ": self.other, "BD": width, "EVEN_D": d % width == 0}
+        return {**blocks, "num_warps": self.warps, "num_stages": self.stages}
+
+
+class Shapes(NamedTuple):
+    """Of one architecture and kind of product. `fused` is by the padded width of the operands, narrowest first."""
+
+    forward: Tile
+    weights: Tile
+    fused: dict[int, Tile]
+
+
+# By kind of product: bfloat16 and float16 ("half"), float32 through TF32 ("tf32") or as it is ("ieee"), which runs
+# outside the tensor cores. The second Shapes are for problems with ids, a clamp, softplus or log1mexp, whose tiles need
+# more registers.
+_EXACT = Shapes(
+    Tile(64, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2), {16: Tile(64, 32, 16, 8, 2), 64: Tile(64, 32, 64, 8, 2)}
+)
+_TF32 = Shapes(
+    Tile(128, 64, 32, 8, 3),
+    Tile(128, 64, 32, 8, 3),
+    {64: Tile(64, 32, 64, 8, 2), 128: Tile(64, 32, 128, 8, 2)},
+)
+_AMPERE = Shapes(
+    Tile(128, 128, 64, 8, 3),
+    Tile(128, 128, 64, 8, 3),
+    {64: Tile(64, 32, 64, 8, 2), 128: Tile(64, 32, 128, 8, 2), 256: Tile(32, 32, 256, 8, 2)},
+)
+_HOPPER = Shapes(
+    Tile(128, 128, 64, 8, 3),
+    Tile(128, 128, 64, 8, 3),
+    {64: Tile(128, 64, 64, 8, 2), 128: Tile(64, 64, 128, 8, 2), 256: Tile(64, 32, 256, 8, 2)},
+)
+_HOPPER_HEAVY = Shapes(
+    Tile(64, 128, 64, 8, 3),
+    Tile(64, 128, 64, 8, 3),
+    {64: Tile(64, 64, 64, 8, 2), 128: Tile(64, 64, 128, 8, 2), 256: Tile(64, 16, 256, 8, 2)},
+)
+_BLACKWELL_HEAVY = Shapes(
+    Tile(128, 64, 64, 8, 3),
+    Tile(128, 64, 64, 8, 3),
+    {64: Tile(64, 32, 64, 8, 2), 128: Tile(64, 64, 128, 8, 2), 256: Tile(64, 16, 256, 8, 2)},
+)
+_BLACKWELL_TF32 = _TF32._replace(fused={64: Tile(64, 64, 64, 8, 2), 128: Tile(64, 32, 128, 8, 2)})
+_CDNA = Shapes(
+    Tile(128, 128, 64, 8, 2),
+    Tile(128, 128, 64, 8, 2),
+    {64: Tile(64, 32, 64, 4, 2), 128: Tile(32, 32, 128, 4, 2), 256: Tile(32, 32, 256, 4, 1)},
+)
+_CDNA_HEAVY = _CDNA._replace(
+    forward=Tile(64, 64, 64, 4, 2),
+    weights=Tile(64, 64, 64, 4, 2),
+    fused={64: Tile(32, 32, 64, 4, 2), 128: Tile(64, 16, 128, 4, 1), 256: Tile(32, 16, 256, 4, 1)},
+)
+_CDNA_TF32 = _TF32._replace(fused={64: Tile(32, 32, 64, 4, 1), 128: Tile(32, 32, 128, 4, 1)})
+_CDNA_EXACT = _EXACT._replace(fused={16: Tile(32, 32, 16, 8, 1), 64: Tile(32, 32, 64, 8, 1)})
+_AMPERE_HEAVY = _AMPERE._replace(forward=Tile(64, 128, 64, 8, 3), weights=Tile(64, 128, 64, 8, 3))
+
+_TABLE: dict[str, dict[str, tuple[Shapes, Shapes]]] = {
+    "80": {"half": (_AMPERE, _AMPERE_HEAVY), "tf32": (_TF32, _TF32), "ieee": (_EXACT, _EXACT)},
+    "90": {"half": (_HOPPER, _HOPPER_HEAVY), "tf32": (_TF32, _TF32), "ieee": (_EXACT, _EXACT)},
+    "100": {"half": (_HOPPER, _BLACKWELL_HEAVY), "tf32": (_BLACKWELL_TF32, _BLACKWELL_TF32), "ieee": (_EXACT, _EXACT)},
+    "gfx942": {
+        "half": (_CDNA, _CDNA_HEAVY),
+        "tf32": (_CDNA_TF32, _CDNA_TF32),
+        "ieee": (_CDNA_EXACT, _CDNA_EXACT),
+    },
+}
+# Of all others, the least shared memory (99 KB): sm_86, sm_89, sm_120.
+_TABLE["86"] = _TABLE["80"]
+
+_INTERPRETER = Shapes(Tile(16, 32, 16, 4, 1), Tile(16, 32, 16, 4, 1), {256: Tile(16, 32, 256, 4, 1)})
+
+# Scores of a block of tiles that are made before its parts are merged: the parts take 64 MB with tiles of 128.
+BLOCK = 32768
+# A block of weights for the vendor's products takes at most so many bytes, and its shape is bounded so that neither
+# the strip's accumulator nor the operands' share of the traffic grows.
+WEIGHTS_BYTES = 128 * 2**20
+STRIP_WIDTH = 8192
+STRIP_HEIGHT = 16384
+# The largest float32 accumulator beside half-precision gradients.
+ACCUMULATOR_BYTES = 512 * 2**20
+
+
+def architecture(device: torch.device) -> str:
+    """The row of the table for a device."""
+    if knobs.runtime.interpret:
+        return "interpreter"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.partition(":")[0]
+    return {(8, 0): "80", (9, 0): "90", (10, 0): "100", (10, 3): "100"}.get((properties.major, properties.minor), "86")
+
+
+def _shapes(problem: Problem) -> Shapes:
+    row = architecture(problem.x.device)
+    if row == "interpreter":
+        return _INTERPRETER
+    kind = "half" if problem.x.dtype.itemsize == 2 else input_precision(problem)
+    heavy = problem.row_ids is not None or problem.clamped or problem.fn in ("softplus", "log1mexp")
+    return _TABLE[row][kind][heavy]
+
+
+def forward_tile(problem: Problem) -> Tile:
+    return _shapes(problem).forward
+
+
+def weights_tile(problem: Problem) -> Tile:
+    return _shapes(problem).weights
+
+
+def fused_tile(problem: Problem) -> Tile | None:
+    """Of the fused backward; None where the operands are too wide for it."""
+    d = _padded(problem.x.shape[1])
+    return next((tile._replace(d=d) for width, tile in _shapes(problem).fused.items() if d <= width), None)
+
+
+def _padded(d: int) -> int:
+    return max(16, triton.next_power_of_2(d))
+
+
+def programs_wanted(device: torch.device) -> int:
+    """Enough to fill the device twice; a fused backward splits its columns until there are so many."""
+    if device.type != "cuda":
+        return 2 * 132
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,50 @@
+"""Launching a kernel, and counting the matrix products that launches make."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Work(threading.local):
+    def __init__(self) -> None:
+        self.multiplications: int | None = None
+
+
+_work = _Work()
+
+
+@contextmanager
+def counted_multiplications() -> Iterator["_Work"]:
+    """Counts this thread's multiplications within matrix products: one product of the operands is N M d."""
+    before, _work.multiplications = _work.multiplications, 0
+    try:
+        yield _work
+    finally:
+        _work.multiplications = before
+
+
+def count(multiplications: int) -> None:
+    if _work.multiplications is not None:
+        _work.multiplications += multiplications
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, device: torch.device, **options: Any) -> None:
+    """Runs a kernel on the device of its tensors, which need not be the current one."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[grid](*arguments, **options)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b for a float32 total, by the vendor's library, accumulated in float32."""
+    count(a.shape[0] * a.shape[1] * b.shape[1])
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+    elif total.device.type == "cuda":
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        # PyTorch's CPU product has no such output; only the interpreter comes here.
+        total.addmm_(a.float(), b.float())

@@ -1,0 +1,236 @@
+"""The forward: one pass over the tiles gives the statistics of rows and of columns.
+
+One idea: a tile of products becomes, without leaving its multiprocessor, one number for each of its rows and each
+of its columns (a log-sum-exp in base 2, or a sum). These partial numbers of a block of tiles are merged in a fixed
+order by a second, small kernel before the next block begins, so that memory stays constant and no atomics are needed.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...problem import Problem
+from . import configurations
+from .configurations import Tile, forward_tile
+from .launch import count, launch
+from .pointwise import pointwise_value
+from .sides import Side, critic_of, exclusions, input_precision, sides_of
+from .tile import (
+    _SHARED_SPREAD,
+    LOG2E,
+    clamped_scores,
+    fill_left_out,
+    finite,
+    products_of_tile,
+    unclamped_scores,
+)
+
+_LN2 = tl.constexpr(0.6931471805599453)
+_GROUP = tl.constexpr(8)
+_MERGED, _MERGED_LINES = 128, 32
+
+
+class Parts(NamedTuple):
+    """Partial numbers of one side of a block of tiles, and the numbers that they are merged into."""
+
+    lines: Any
+    """(tiles, stride) float32, one line for each tile of the other side"""
+    stride: Any
+    tiles: Any
+    result: Any
+    """(size,) float32 of the whole side; the block begins at `start` and has `length` of them"""
+    start: Any
+    length: Any
+    first: Any
+    """Whether nothing was merged before"""
+    last: Any
+    """Whether nothing follows, so that a log-sum-exp goes from base 2 to nats"""
+
+
+@triton.jit
+def tile_of_program(tiles_i, tiles_j):
+    """Programs that run at the same time share operands in L2: _GROUP tiles down before one to the right."""
+    program = tl.program_id(0)
+    in_group = _GROUP * tiles_j
+    first = (program // in_group) * _GROUP
+    height = tl.minimum(tiles_i - first, _GROUP)
+    return first + (program % in_group) % height, (program % in_group) // height
+
+
+@triton.jit
+def _log2_sums(s, shift, AXIS: tl.constexpr):
+    """log2 sum 2^s along an axis, given finite references."""
+    return tl.log2(tl.sum(tl.exp2(s - tl.expand_dims(shift, AXIS)), AXIS)) + shift
+
+
+@triton.jit
+def _log2_sums_both(s):
+    """log2 sum 2^s of rows and of columns, by one exponential where one reference serves the whole tile."""
+    row_most = tl.max(s, 1)
+    column_most = tl.max(s, 0)
+    most = tl.max(row_most, 0)
+    empty = -float("inf")
+    least = tl.minimum(tl.min(tl.where(row_most == empty, most, row_most), 0),
+                       tl.min(tl.where(column_most == empty, most, column_most), 0))  # fmt: skip
+    shared = most - least <= _SHARED_SPREAD
+    row_shift = tl.where(shared, most, finite(row_most))
+    column_shift = tl.where(shared, most, finite(column_most))
+    e = tl.exp2(s - row_shift[:, None])
+    rows = tl.log2(tl.sum(e, 1)) + row_shift
+    # Triton 3.7 does not come to an end compiling for AMD where a branch makes the sums too.
+    if not shared:
+        e = tl.exp2(s - column_shift[None, :])
+    columns = tl.log2(tl.sum(e, 0)) + column_shift
+    return rows, columns
+
+
+@triton.jit
+def store_parts(parts, tile, start, values, BLOCK: tl.constexpr):
+    index = start + tl.arange(0, BLOCK)
+    line = parts.lines + tile.to(tl.int64) * parts.stride
+    tl.store(line + index, values, mask=index < parts.length)
+
+
+@triton.jit
+def _statistics_of_tiles(
+    own, other, critic, rows, columns, tiles_i, tiles_j, UNIT: tl.constexpr, FN: tl.constexpr, IDS: tl.constexpr,
+    JOINT: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BD: tl.constexpr, EVEN_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    tile_i, tile_j = tile_of_program(tiles_i, tiles_j)
+    i0 = rows.start + tile_i * BI
+    j0 = columns.start + tile_j * BJ
+    products = products_of_tile(own, other, i0, j0, critic.d, BI, BJ, BD, EVEN_D, PRECISION)
+    s = clamped_scores(unclamped_scores(products, own, other, i0, j0, critic, UNIT), critic, UNIT)
+    if FN == "logsumexp":
+        s = fill_left_out(s, -float("inf"), own, other, i0, j0, IDS, JOINT)
+        if columns.lines is None:
+            store_parts(rows, tile_j, tile_i * BI, _log2_sums(s, finite(tl.max(s, 1)), 1), BI)
+        elif rows.lines is None:
+            store_parts(columns, tile_i, tile_j * BJ, _log2_sums(s, finite(tl.max(s, 0)), 0), BJ)
+        else:
+            by_row, by_column = _log2_sums_both(s)
+            store_parts(rows, tile_j, tile_i * BI, by_row, BI)
+            store_parts(columns, tile_i, tile_j * BJ, by_column, BJ)
+    else:
+        values = fill_left_out(pointwise_value(s, FN), 0.0, own, other, i0, j0, IDS, JOINT)
+        if rows.lines is not None:
+            store_parts(rows, tile_j, tile_i * BI, tl.sum(values, 1), BI)
+        if columns.lines is not None:
+            store_parts(columns, tile_i, tile_j * BJ, tl.sum(values, 0), BJ)
+
+
+@triton.jit
+def _merge_side(parts, EXPONENTIAL: tl.constexpr, BLOCK: tl.constexpr, LINES: tl.constexpr):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < parts.length
+    neutral = -float("inf") if EXPONENTIAL else 0.0
+    result = parts.result + parts.start + index
+    total = tl.load(result, mask=inside & (parts.first == 0), other=neutral)
+    for first in range(0, parts.tiles, LINES):
+        line = first + tl.arange(0, LINES)
+        pointers = parts.lines + (line.to(tl.int64) * parts.stride)[:, None] + index[None, :]
+        values = tl.load(pointers, mask=(line < parts.tiles)[:, None] & inside[None, :], other=neutral)
+        if EXPONENTIAL:
+            shift = finite(tl.maximum(total, tl.max(values, 0)))
+            total = tl.log2(tl.exp2(total - shift) + tl.sum(tl.exp2(values - shift[None, :]), 0)) + shift
+        else:
+            total += tl.sum(values, 0)
+    if EXPONENTIAL and parts.last != 0:
+        total *= _LN2
+    tl.store(result, total, mask=inside)
+
+
+@triton.jit
+def _merge(rows, columns, EXPONENTIAL: tl.constexpr, BLOCK: tl.constexpr, LINES: tl.constexpr):
+    """Merges the parts of either side; a program of axis 1 serves one of them."""
+    if tl.program_id(1) == 0:
+        if rows.lines is not None:
+            _merge_side(rows, EXPONENTIAL, BLOCK, LINES)
+    else:
+        if columns.lines is not None:
+            _merge_side(columns, EXPONENTIAL, BLOCK, LINES)
+
+
+class Merger:
+    """Keeps the numbers of either side, and a workspace for the parts of one block of tiles."""
+
+    def __init__(self, own: Side, other: Side, tile: Tile, block: tuple[int, int], wants: tuple[bool, bool]):
+        self._sizes, self._tile, self._wants, self._device = (own.size, other.size), tile, wants, own.operand.device
+        self.own, self.other = (
+            self._empty(side.size if want else 0) for side, want in zip((own, other), wants, strict=True)
+        )
+        self._own_parts = self._empty(triton.cdiv(block[1], tile.other), block[0]) if wants[0] else None
+        self._other_parts = self._empty(triton.cdiv(block[0], tile.own), block[1]) if wants[1] else None
+
+    def _empty(self, *size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.float32, device=self._device)
+
+    def parts(self, rows: slice, columns: slice) -> tuple[Parts, Parts]:
+        """Of one block; blocks come row by row."""
+        tiles_i, tiles_j = tiles_of(rows, columns, self._tile)
+        return (
+            _parts(self._own_parts, tiles_j, self.own, rows, columns, self._sizes[1]),
+            _parts(self._other_parts, tiles_i, self.other, columns, rows, self._sizes[0]),
+        )
+
+    def merge(self, parts: tuple[Parts, Parts], exponential: bool) -> None:
+        if any(self._wants):
+            grid = (triton.cdiv(max(p.length for p in parts), _MERGED), 2)
+            launch(_merge, grid, *parts, exponential, _MERGED, _MERGED_LINES, device=self._device, num_warps=4)
+
+
+def _parts(values: Tensor | None, tiles: int, result: Tensor, along: slice, across: slice, end: int) -> Parts:
+    stride = 0 if values is None else values.stride(0)
+    length = along.stop - along.start
+    return Parts(values, stride, tiles, result, along.start, length, int(across.start == 0), int(across.stop == end))
+
+
+def block_of(own: Side, other: Side, tile: Tile, height: int, width: int) -> tuple[int, int]:
+    """Height and width of a block of whole tiles, no larger than the matrix needs."""
+    return _whole(min(own.size, height), tile.own), _whole(min(other.size, width), tile.other)
+
+
+def _whole(length: int, tile: int) -> int:
+    return triton.cdiv(length, tile) * tile
+
+
+def blocks(own: Side, other: Side, block: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+    """The score matrix in blocks, row by row."""
+    for i in range(0, own.size, block[0]):
+        for j in range(0, other.size, block[1]):
+            yield slice(i, min(i + block[0], own.size)), slice(j, min(j + block[1], other.size))
+
+
+def tiles_of(rows: slice, columns: slice, tile: Tile) -> tuple[int, int]:
+    return triton.cdiv(rows.stop - rows.start, tile.own), triton.cdiv(columns.stop - columns.start, tile.other)
+
+
+def compile_time_options(problem: Problem) -> dict[str, Any]:
+    """What distinguishes the kernels of one problem from those of another, but for the shape of tiles."""
+    return {
+        "UNIT": LOG2E if problem.fn == "logsumexp" else 1.0,
+        "FN": problem.fn,
+        "PRECISION": input_precision(problem),
+        **exclusions(problem),
+    }
+
+
+def forward(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Row and column statistics, empty where they are not wanted."""
+    tile = forward_tile(problem)
+    own, other, critic = *sides_of(problem), critic_of(problem)
+    block = block_of(own, other, tile, configurations.BLOCK, configurations.BLOCK)
+    merger = Merger(own, other, tile, block, (problem.wants_rows, problem.wants_columns))
+    constants = {**tile.constants(critic.d), **compile_time_options(problem)}
+    for rows, columns in blocks(own, other, block):
+        parts, tiles = merger.parts(rows, columns), tiles_of(rows, columns, tile)
+        arguments = (own, other, critic, *parts, *tiles)
+        launch(_statistics_of_tiles, (tiles[0] * tiles[1],), *arguments, **constants, device=problem.x.device)
+        count((rows.stop - rows.start) * (columns.stop - columns.start) * critic.d)
+        merger.merge(parts, exponential=problem.fn == "logsumexp")
+    return merger.own, merger.other

@@ -1,0 +1,205 @@
+"""What every kernel does with one tile of pairs: products, scores, exclusions, and weights in the backward.
+
+A tile has the pairs (i0 .. i0 + BI, j0 .. j0 + BJ) of an own side i and another side j. The forward owns rows; a
+backward may own either side, so nothing here speaks of rows and columns.
+"""
+
+import triton
+import triton.language as tl
+from triton import knobs
+
+from .pointwise import pointwise_derivative
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+# The interpreter multiplies bfloat16 as the integers that hold its bits, so that there all products are in float32.
+_INTERPRETED = tl.constexpr(knobs.runtime.interpret)
+
+# Row and column references of a tile that are this close, in base 2, may share one exponential: 2^60 and 2^-60 are
+# far within float32, and what underflows is below 2^-66 of its sum.
+_SHARED_SPREAD = tl.constexpr(60.0)
+
+
+@triton.jit
+def load_operand(side, start, offset_d, d, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr):
+    """(BLOCK, BLOCK_D) of a side's operand. Past its end the last row again: the pairs are filled out later."""
+    index = tl.minimum(start + tl.arange(0, BLOCK), side.size - 1).to(tl.int64)
+    k = offset_d + tl.arange(0, BLOCK_D)
+    # Strides of 2^31 and more make their product 64-bit; d alone may have such a stride in a transposed view.
+    pointers = side.operand + (index * side.stride)[:, None] + (k.to(tl.int64) * side.stride_d)[None, :]
+    if EVEN_D:
+        return tl.load(pointers)
+    else:
+        return tl.load(pointers, mask=(k < d)[None, :], other=0.0)
+
+
+@triton.jit
+def load_vector(pointer, start, size, BLOCK: tl.constexpr, other):
+    """(BLOCK,) of a vector in float32, `other` past its end."""
+    index = start + tl.arange(0, BLOCK)
+    return tl.load(pointer + index, mask=index < size, other=other).to(tl.float32)
+
+
+@triton.jit
+def multiply(a, b, accumulator, PRECISION: tl.constexpr):
+    """accumulator + a @ b"""
+    if _INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), accumulator, input_precision="ieee")
+    else:
+        return tl.dot(a, b, accumulator, input_precision=PRECISION)
+
+
+@triton.jit
+def products_of_tile(
+    own, other, i0, j0, d, BI: tl.constexpr, BJ: tl.constexpr, BD: tl.constexpr, EVEN_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(BI, BJ) inner products, BD columns of the operands at a time."""
+    total = tl.zeros((BI, BJ), tl.float32)
+    for k in range(0, d, BD):
+        a = load_operand(own, i0, k, d, BI, BD, EVEN_D)
+        b = load_operand(other, j0, k, d, BJ, BD, EVEN_D)
+        total = multiply(a, b.T, total, PRECISION)
+    return total
+
+
+@triton.jit
+def unclamped_scores(products, own, other, i0, j0, critic, UNIT: tl.constexpr):
+    """Scores before the clamp, times UNIT where there is none: a clamp acts in nats."""
+    BI: tl.constexpr = products.shape[0]
+    BJ: tl.constexpr = products.shape[1]
+    unit: tl.constexpr = UNIT if critic.lo is None else 1.0
+    s = products * (tl.load(critic.scale).to(tl.float32) * unit)
+    if own.bias is not None:
+        s += (load_vector(own.bias, i0, own.size, BI, 0.0) * unit)[:, None]
+    if other.bias is not None:
+        s += (load_vector(other.bias, j0, other.size, BJ, 0.0) * unit)[None, :]
+    return s
+
+
+@triton.jit
+def clamped_scores(s, critic, UNIT: tl.constexpr):
+    """Scores times UNIT, from unclamped_scores."""
+    if critic.lo is None:
+        return s
+    else:
+        return tl.where(s < critic.lo, critic.lo, tl.where(s > critic.hi, critic.hi, s)) * UNIT
+
+
+@triton.jit
+def _joint_pairs(own, other, i, j):
+    if own.joint is not None:
+        return tl.load(own.joint + i, mask=i < own.size, other=-1)[:, None] == j[None, :]
+    elif other.joint is not None:
+        return i[:, None] == tl.load(other.joint + j, mask=j < other.size, other=-1)[None, :]
+    else:
+        return i[:, None] == j[None, :]
+
+
+@triton.jit
+def _equal_ids(own, other, i, j, IDS: tl.constexpr):
+    """True where any of the IDS pairs of ids agree."""
+    equal = tl.zeros((i.shape[0], j.shape[0]), tl.int1)
+    own_ids = own.ids + i
+    other_ids = other.ids + j
+    for _ in tl.static_range(IDS):
+        mine = tl.load(own_ids, mask=i < own.size, other=0)
+        others = tl.load(other_ids, mask=j < other.size, other=0)
+        equal = equal | (mine[:, None] == others[None, :])
+        own_ids += own.size
+        other_ids += other.size
+    return equal
+
+
+@triton.jit
+def fill_left_out(values, fill, own, other, i0, j0, IDS: tl.constexpr, JOINT: tl.constexpr):
+    """`values` with `fill` for the excluded pairs, and for those outside the matrix."""
+    BI: tl.constexpr = values.shape[0]
+    BJ: tl.constexpr = values.shape[1]
+    i = i0 + tl.arange(0, BI)
+    j = j0 + tl.arange(0, BJ)
+    if IDS > 0:
+        excluded = _equal_ids(own, other, i, j, IDS)
+        if JOINT == "left_out":
+            excluded = excluded | _joint_pairs(own, other, i, j)
+        elif JOINT == "kept":
+            excluded = excluded & (_joint_pairs(own, other, i, j) == 0)
+        values = tl.where(excluded, fill, values)
+    elif JOINT == "left_out":
+        if (own.joint is None) & (other.joint is None):
+            if (i0 < j0 + BJ) & (j0 < i0 + BI):
+                values = tl.where(i[:, None] == j[None, :], fill, values)
+        else:
+            values = tl.where(_joint_pairs(own, other, i, j), fill, values)
+    if (i0 + BI > own.size) | (j0 + BJ > other.size):
+        values = tl.where((i < own.size)[:, None] & (j < other.size)[None, :], values, fill)
+    return values
+
+
+@triton.jit
+def finite(reference):
+    """A reference for exponentials: 0 stands for an infinite maximum, since inf - inf would be NaN."""
+    return tl.where(tl.abs(reference) == float("inf"), 0.0, reference)
+
+
+@triton.jit
+def _references(side, start, BLOCK: tl.constexpr):
+    """A side's statistics in base 2; +inf for an empty row or column, and past the end: its weights are 0, not NaN."""
+    statistic = load_vector(side.statistic, start, side.size, BLOCK, float("inf")) * LOG2E
+    return tl.where(statistic == -float("inf"), float("inf"), statistic)
+
+
+@triton.jit
+def _exponential_weights(s, own, other, i0, j0):
+    """alpha_i e^(s - r_i) + beta_j e^(s - c_j), of scores in base 2."""
+    BI: tl.constexpr = s.shape[0]
+    BJ: tl.constexpr = s.shape[1]
+    if other.statistic is None:
+        r = _references(own, i0, BI)
+        return tl.exp2(s - r[:, None]) * load_vector(own.upstream, i0, own.size, BI, 0.0)[:, None]
+    elif own.statistic is None:
+        c = _references(other, j0, BJ)
+        return tl.exp2(s - c[None, :]) * load_vector(other.upstream, j0, other.size, BJ, 0.0)[None, :]
+    else:
+        r = _references(own, i0, BI)
+        c = _references(other, j0, BJ)
+        a = load_vector(own.upstream, i0, own.size, BI, 0.0)
+        b = load_vector(other.upstream, j0, other.size, BJ, 0.0)
+        most = tl.maximum(tl.max(tl.where(r == float("inf"), -float("inf"), r), 0),
+                          tl.max(tl.where(c == float("inf"), -float("inf"), c), 0))  # fmt: skip
+        least = tl.minimum(tl.min(r, 0), tl.min(c, 0))
+        # 2^(s - k) (a_i 2^(k - r_i) + b_j 2^(k - c_j)): one exponential a pair. A NaN or infinity compares as false.
+        if most - least <= _SHARED_SPREAD:
+            k = (most + least) * 0.5
+            g = tl.exp2(s - k) * ((a * tl.exp2(k - r))[:, None] + (b * tl.exp2(k - c))[None, :])
+        else:
+            g = tl.exp2(s - r[:, None]) * a[:, None] + tl.exp2(s - c[None, :]) * b[None, :]
+        return g
+
+
+@triton.jit
+def _pointwise_weights(s, own, other, i0, j0, FN: tl.constexpr):
+    """(alpha_i + beta_j) psi'(s); without any upstream psi'(s) alone."""
+    BI: tl.constexpr = s.shape[0]
+    BJ: tl.constexpr = s.shape[1]
+    g = pointwise_derivative(s, FN)
+    if own.upstream is not None:
+        upstream = load_vector(own.upstream, i0, own.size, BI, 0.0)[:, None]
+        if other.upstream is not None:
+            upstream = upstream + load_vector(other.upstream, j0, other.size, BJ, 0.0)[None, :]
+        g = g * upstream
+    elif other.upstream is not None:
+        g = g * load_vector(other.upstream, j0, other.size, BJ, 0.0)[None, :]
+    return g
+
+
+@triton.jit
+def weights_of_tile(unclamped, s, own, other, i0, j0, critic, FN: tl.constexpr, IDS: tl.constexpr, JOINT: tl.constexpr):
+    """dL/ds of a tile, from its scores before and after the clamp."""
+    if FN == "logsumexp":
+        g = _exponential_weights(s, own, other, i0, j0)
+    else:
+        g = _pointwise_weights(s, own, other, i0, j0, FN)
+    if critic.lo is not None:
+        g = tl.where((unclamped >= critic.lo) & (unclamped <= critic.hi), g, 0.0)
+    return fill_left_out(g, 0.0, own, other, i0, j0, IDS, JOINT)

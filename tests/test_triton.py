@@ -1,0 +1,219 @@
+"""The Triton backend: every way through its kernels against dense float64, under the interpreter where no GPU is."""
+
+import itertools
+
+import pytest
+import torch
+from truth import OPTIONS, POINTWISE, Case, assert_close, check_statistic, gradients, weighted
+
+import simmim_kernels as sk
+from simmim_kernels.backends.triton import configurations, launch
+from simmim_kernels.backends.triton import gradients as triton_gradients
+
+DIMS = (1, 0, (0, 1))
+
+# A narrow problem takes the fused kernel, a wide one strips; one pass serves both sides, or each has its own.
+WAYS = [f"{kernel}, {passes}" for kernel in ("fused", "strips") for passes in ("one pass", "two passes")]
+
+
+@pytest.fixture
+def way(request, monkeypatch, small_tiles):
+    kernel, passes = request.param.split(", ")
+    if kernel == "strips":
+        monkeypatch.setattr(configurations, "_INTERPRETER", configurations._INTERPRETER._replace(fused={}))
+    monkeypatch.setattr(triton_gradients, "_in_one_pass", lambda problem: passes == "one pass")
+    return request.param
+
+
+every_way = pytest.mark.parametrize("way", WAYS, indirect=True)
+
+
+@every_way
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+@pytest.mark.parametrize("dim", DIMS, ids=str)
+@pytest.mark.parametrize("fn", ["logsumexp", "softplus", "square", "identity"])
+def test_options(fn, dim, options, way):
+    check_statistic(sk, Case(37, 53, 5, torch.float32, **options), fn, dim, "triton")
+
+
+@every_way
+@pytest.mark.parametrize("dim", DIMS, ids=str)
+def test_log1mexp_of_negative_scores(dim, way):
+    case = Case(37, 53, 5, torch.float32, biases=True, scale=0.3, joint="left_out")
+    with torch.no_grad():
+        case.tensors["row_bias"] -= float(case.dense(case.tensors).max()) + 0.05
+    check_statistic(sk, case, "log1mexp", dim, "triton")
+
+
+SIZES = (1, 2, 3, 17, 31, 63, 65, 129)
+WIDTHS = (1, 3, 16, 33, 64, 100)
+
+
+@pytest.mark.parametrize("way", ["fused, one pass", "strips, one pass"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("n", "m"), [*zip(SIZES, SIZES, strict=True), *itertools.pairwise(SIZES), (65, 3)])
+def test_shapes_and_dtypes(n, m, dtype, way):
+    d = WIDTHS[(n + m) % len(WIDTHS)]
+    for fn, dim in (("logsumexp", 1), ("logsumexp", 0), ("softplus", (0, 1))):
+        check_statistic(sk, Case(n, m, d, dtype), fn, dim, "triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("fn", ["logsumexp", "square"])
+@every_way
+def test_half_precision_with_options(fn, dtype, way):
+    case = Case(37, 53, 40, dtype, biases=True, ids=1, clamp=(-2.0, 2.0))
+    check_statistic(sk, case, fn, 1, "triton")
+
+
+def test_widths_beyond_the_fused_kernel():
+    """The default choice, with nothing patched: d = 300 goes by strips."""
+    assert configurations.fused_tile(Case(3, 3, 256, torch.float32).scores(sk)._problem) is not None
+    assert configurations.fused_tile(Case(3, 3, 300, torch.float32).scores(sk)._problem) is None
+    for d in (256, 300):
+        check_statistic(sk, Case(20, 35, d, torch.float32, biases=True), "logsumexp", 1, "triton")
+        check_statistic(sk, Case(20, 35, d, torch.bfloat16), "softplus", (0, 1), "triton")
+
+
+@every_way
+@pytest.mark.parametrize("spread", [1, 30, 300, 3000], ids=lambda s: f"scores to {s}")
+@pytest.mark.parametrize("columns_differ", [False, True])
+def test_rows_and_columns_of_very_different_size(spread, columns_differ, way):
+    """With one exponential for rows and columns, and with one for each."""
+    case = Case(40, 60, 8, torch.float32, biases=True)
+    size = torch.linspace(-spread, spread, 60 if columns_differ else 40)
+    case.tensors["col_bias" if columns_differ else "row_bias"] = size.requires_grad_()
+    rows, columns = case.scores(sk).logsumexps(backend="triton")
+    wide = case.upcast()
+    want = [case.statistic(wide, "logsumexp", dim) for dim in (1, 0)]
+    assert_close(rows.detach(), want[0].detach())
+    assert_close(columns.detach(), want[1].detach())
+    found = gradients(weighted(rows) + weighted(columns), case.tensors)
+    truth = gradients(weighted(want[0]) + weighted(want[1]), wide)
+    # A score of size s is rounded to s * eps in float32, whoever computes it, and its weight with it.
+    for name in case.tensors:
+        error = (found[name] - truth[name]).abs().max() / truth[name].abs().max()
+        assert error <= 1e-5 * max(1, spread / 30), name
+
+
+@every_way
+@pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=4)), ids=str)
+def test_only_the_gradients_that_are_wanted(needs, way):
+    case = Case(37, 53, 5, torch.float32, biases=True)
+    case.tensors["col_bias"].requires_grad_(False)
+    for name, need in zip(("x", "y", "row_bias", "scale"), needs, strict=True):
+        case.tensors[name].requires_grad_(need)
+    wanted = {name: tensor for name, tensor in case.tensors.items() if tensor.requires_grad}
+    if not wanted:
+        return
+    wide = {name: tensor.detach().double().requires_grad_(name in wanted) for name, tensor in case.tensors.items()}
+    truth_of = {name: tensor for name, tensor in wide.items() if name in wanted}
+    for fn, dim in (("logsumexp", 1), ("softplus", (0, 1))):
+        got = case.scores(sk).logsumexp(dim, "triton") if fn == "logsumexp" else case.scores(sk).sum(dim, fn, "triton")
+        truth = gradients(weighted(case.statistic(wide, fn, dim)), truth_of)
+        for name, found in gradients(weighted(got), wanted).items():
+            assert_close(found, truth[name], name=name)
+
+
+@pytest.mark.parametrize(("passes", "backward"), [("one pass", 3), ("two passes", 4)])
+@pytest.mark.parametrize("kernel", ["fused", "strips"])
+def test_products(kernel, passes, backward, request, monkeypatch, small_tiles):
+    """4 g for rows and columns together, 3 g for a sum over all pairs; an ordered backward of both sides 1 g more."""
+    if kernel == "strips":
+        monkeypatch.setattr(configurations, "_INTERPRETER", configurations._INTERPRETER._replace(fused={}))
+    monkeypatch.setattr(triton_gradients, "_in_one_pass", lambda problem: passes == "one pass")
+    case = Case(37, 53, 5, torch.float32, biases=True)
+    leaves = list(case.tensors.values())
+    g = 37 * 53 * 5
+    with launch.counted_multiplications() as work:
+        rows, columns = case.scores(sk).logsumexps(backend="triton")
+        assert work.multiplications == g
+        torch.autograd.grad(rows.sum() + columns.sum(), leaves)
+        assert work.multiplications == g + backward * g
+    with launch.counted_multiplications() as work:
+        total = case.scores(sk).sum((0, 1), backend="triton")
+        assert work.multiplications == backward * g
+        torch.autograd.grad(total, leaves)
+        assert work.multiplications == backward * g
+    with launch.counted_multiplications() as work, torch.no_grad():
+        case.scores(sk).sum((0, 1), backend="triton")
+        assert work.multiplications == g
+
+
+def test_one_pass_wherever_the_order_may_vary_and_memory_allows(monkeypatch):
+    narrow, wide = (Case(9, 9, d, torch.bfloat16).scores(sk)._problem for d in (5, 300))
+    assert not triton_gradients._in_one_pass(narrow)
+    assert triton_gradients._in_one_pass(wide)
+    torch.use_deterministic_algorithms(False)
+    assert triton_gradients._in_one_pass(narrow)
+    monkeypatch.setattr(configurations, "ACCUMULATOR_BYTES", 9 * 5 * 4)
+    assert triton_gradients._in_one_pass(narrow)
+    assert not triton_gradients._in_one_pass(wide)
+
+
+@every_way
+def test_small_float16_weights_are_kept(way):
+    """A mean over many rows makes weights far below float16's smallest number."""
+    case = Case(37, 53, 5, torch.float16)
+    got = gradients(1e-7 * case.scores(sk).logsumexp(1, backend="triton").sum(), case.tensors)
+    large = gradients(case.scores(sk).logsumexp(1, backend="triton").sum(), case.tensors)
+    assert_close(got["scale"], 1e-7 * large["scale"].double())
+
+
+def test_float16_gradients_of_a_total_do_not_overflow():
+    x = torch.full((64, 4), 60.0, dtype=torch.float16, requires_grad=True)
+    y = torch.full((2000, 4), 60.0, dtype=torch.float16)
+    (1e-3 * sk.DotCritic(0.1)(x, y).sum((0, 1), "identity", "triton")).backward()
+    assert torch.allclose(x.grad.float(), torch.full((64, 4), 2000 * 60 * 0.1 * 1e-3), rtol=1e-3)
+
+
+def test_what_it_does_not_support():
+    x = torch.randn(4, 3)
+    with pytest.raises(RuntimeError, match="float64 operands have no Triton kernel"):
+        sk.DotCritic()(x.double(), x.double()).logsumexp(1, backend="triton")
+    with pytest.raises(RuntimeError, match="'concatenated_mlp' has no Triton kernel"):
+        sk.MLPCritic(3, 3, hidden=4)(x, x).logsumexp(1, backend="triton")
+
+
+def test_it_must_be_asked_for_by_name():
+    from simmim_kernels.backends import not_by_default, select
+
+    assert "not verified on hardware" in not_by_default()["triton"]
+    assert select(Case(4, 4, 3, torch.float32).scores(sk)._problem) == "tiled"
+
+
+@pytest.mark.parametrize("fn", list(POINTWISE))
+def test_pointwise_functions_over_their_range(fn):
+    """One score a row, from a scale of the row bias: values and derivatives to float32's rounding."""
+    size = torch.cat([torch.logspace(-8, 1.9, 200), torch.tensor([0.0, 15.9, 16.1, 17.1])])
+    s = -size if fn == "log1mexp" else torch.cat([-size, size])
+    s = s[s != 0] if fn == "log1mexp" else s
+    zeros = torch.zeros(len(s), 1)
+    bias = s.clone().requires_grad_()
+    got = sk.PairwiseScores(zeros, zeros[:1], row_bias=bias).sum(1, fn=fn, backend="triton")
+    (derivative,) = torch.autograd.grad(got.sum(), bias)
+    wide = s.double().requires_grad_()
+    want = torch.log(-torch.expm1(wide)) if fn == "log1mexp" else POINTWISE[fn](wide)
+    (slope,) = torch.autograd.grad(want.sum(), wide)
+    for found, truth in ((got.detach(), want.detach()), (derivative, slope)):
+        assert ((found.double() - truth).abs() <= 2e-6 * truth.abs() + 1e-37).all()
+
+
+def test_a_planted_error_is_seen(monkeypatch, small_tiles):
+    """The comparison fails for a merge that forgets the last line of its parts, and for weights of the wrong unit."""
+    from simmim_kernels.backends.triton import statistics
+
+    parts = statistics._parts
+
+    def forget(values, tiles, *rest):
+        return parts(values, max(tiles - 1, 1), *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(statistics, "_parts", forget)
+        with pytest.raises(AssertionError, match="error"):
+            check_statistic(sk, Case(37, 53, 5, torch.float32), "logsumexp", 1, "triton")
+    with monkeypatch.context() as patch:
+        patch.setattr(triton_gradients, "_weight_unit", lambda own, other: torch.tensor(2.0))
+        with pytest.raises(AssertionError, match="error"):
+            check_statistic(sk, Case(37, 53, 5, torch.float32), "softplus", 1, "triton")
+    check_statistic(sk, Case(37, 53, 5, torch.float32), "logsumexp", 1, "triton")
