@@ -31,6 +31,7 @@ def spy(monkeypatch):
 
     module = types.SimpleNamespace(
         unavailable=lambda: None,
+        not_by_default=lambda: None,
         forward=forward,
         backward=backward,
         ran=ran,
@@ -127,5 +128,8 @@ def test_unknown_names_raise(monkeypatch):
 def test_no_backend_at_all(monkeypatch):
     for module in (triton, tiled, reference):
         monkeypatch.setattr(module, "supports", lambda problem: "not today")
-    with pytest.raises(RuntimeError, match="no backend can run this: tiled: not today; reference: not today"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"no backend can run this: triton: not verified .*; tiled: not today; reference: not today",
+    ):
         sk.DotCritic()(X, X).logsumexp(1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.library import opcheck
-from truth import BACKENDS, Case, assert_close, gradients, weighted
+from truth import BACKENDS, EVERY_BACKEND, WIDEST, Case, assert_close, gradients, weighted
 
 import simmim_kernels as sk
 
@@ -30,9 +30,9 @@ def mlp_case():
 
 @pytest.mark.parametrize("options", CASES.values(), ids=list(CASES))
 @pytest.mark.parametrize(("fn", "dims"), [("logsumexp", "both"), ("softplus", "rows"), ("square", "columns")])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_opcheck(options, fn, dims, backend):
-    p = problem(Case(6, 9, 4, **options), fn=fn, dims=dims)
+    p = problem(Case(6, 9, 4, WIDEST[backend], **options), fn=fn, dims=dims)
     opcheck(torch.ops.simmim_kernels.statistic.default, (*p.arguments(), backend))
     detached = p.replace(
         **{k: v.detach() for k, v in vars(p).items() if isinstance(v, torch.Tensor)},
@@ -45,6 +45,31 @@ def test_opcheck(options, fn, dims, backend):
         torch.ops.simmim_kernels.statistic_backward.default,
         (*detached.arguments(), backend, rows, columns, torch.ones_like(rows), torch.ones_like(columns), needs),
     )
+    if fn != "logsumexp":
+        opcheck(torch.ops.simmim_kernels.total.default, (*detached.replace(dims="rows").arguments(), backend, needs))
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_a_total_gives_its_gradients_as_often_as_asked(backend):
+    """They are made in the forward and wait for their factor: a second backward must find them as they were."""
+    case = Case(6, 9, 4, WIDEST[backend], biases=True)
+    total = case.scores(sk).sum((0, 1), backend=backend)
+    first = torch.autograd.grad(total, case.tensors.values(), retain_graph=True)
+    again = torch.autograd.grad(3 * total, case.tensors.values())
+    for a, b in zip(first, again, strict=True):
+        assert_close(b, 3 * a.double())
+
+
+def test_a_total_whose_gradients_are_wanted_later_than_made():
+    """The vector-Jacobian product asks for y's gradient, although y did not require one when the total was made."""
+    case = Case(6, 9, 4)
+    x, y = (case.tensors[name].detach() for name in "xy")
+    value, pull_back = torch.func.vjp(lambda x, y: sk.DotCritic()(x, y).sum((0, 1), backend="tiled"), x, y)
+    wide = [t.clone().requires_grad_() for t in (x, y)]
+    want = F.softplus(wide[0] @ wide[1].T).sum()
+    assert_close(value, want.detach())
+    for a, b in zip(pull_back(torch.ones_like(value)), torch.autograd.grad(want, wide), strict=True):
+        assert_close(a, b)
 
 
 def test_calling_the_operator_itself_gives_gradients():
@@ -137,15 +162,15 @@ def test_compiled_code_runs_on_the_backend_chosen():
     seen = []
 
     def spy(gm, inputs):
-        seen.append({a for node in gm.graph.nodes for a in node.args if a in BACKENDS})
+        seen.append({a for node in gm.graph.nodes for a in node.args if a in EVERY_BACKEND})
         return gm.forward
 
     x = torch.randn(6, 4)
     f = torch.compile(lambda x: sk.DotCritic()(x, x).logsumexp(1), fullgraph=True, backend=spy)
-    for name in BACKENDS:
+    for name in EVERY_BACKEND:
         with sk.use_backend(name):
             f(x)
-    assert seen == [{"reference"}, {"tiled"}]
+    assert seen == [{"reference"}, {"tiled"}, {"triton"}]
 
 
 @pytest.mark.parametrize("name", list(losses()))

@@ -3,6 +3,7 @@
 A backend is a module with these functions:
 
     unavailable() -> None | reason            can it run on this machine at all?
+    not_by_default() -> None | reason         must it be asked for by name, as what no hardware has verified must?
     supports(problem) -> None | reason        can it run this problem?
     forward(problem) -> (rows, columns)       the statistic, in the compute dtype; empty where not wanted
     backward(problem, rows, columns, grad_rows, grad_columns, needs) -> gradients of problem.differentiable
@@ -10,8 +11,7 @@ A backend is a module with these functions:
                                            dtype is total_gradient_dtype of the tensor's
 
 A choice made by argument, by `use_backend` or by the environment is binding: where the backend cannot run the
-problem it raises. With no choice made, the first of the table that can, does, but for those with a function
-`not_by_default` that gives a reason: what is not verified on hardware must be asked for by name.
+problem it raises. With no choice made, the first of the table that may and can, does.
 """
 
 import os
@@ -39,12 +39,6 @@ _chosen = _Chosen()
 def backends() -> dict[str, str]:
     """Every backend by name, in the order of preference, with "available" or the reason why it is not."""
     return {name: module.unavailable() or "available" for name, module in BACKENDS.items()}
-
-
-def not_by_default() -> dict[str, str]:
-    """The backends that run only where they are asked for by name, and why."""
-    reasons = {name: module.not_by_default() for name, module in BACKENDS.items() if hasattr(module, "not_by_default")}
-    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 @contextmanager
@@ -86,9 +80,9 @@ def select(problem: Problem, backend: str | None = None) -> str:
         if reason is not None:
             raise RuntimeError(f"backend {name!r} was asked for ({source}) but cannot run this: {reason}")
         return name
-    reasons, withheld = [], not_by_default()
+    reasons = []
     for candidate, module in BACKENDS.items():
-        reason = module.unavailable() or withheld.get(candidate) or module.supports(problem)
+        reason = module.not_by_default() or module.unavailable() or module.supports(problem)
         if reason is None:
             return candidate
         reasons.append(f"{candidate}: {reason}")

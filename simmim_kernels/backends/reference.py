@@ -14,6 +14,10 @@ def unavailable() -> str | None:
     return None
 
 
+def not_by_default() -> str | None:
+    return None
+
+
 def supports(problem: Problem) -> str | None:
     return None
 

@@ -15,25 +15,30 @@ from ...problem import Problem
 _FORM = "inner_product"
 
 
+# torch.compile does not look into what asks the machine, but takes the answers for constants.
+@torch.compiler.assume_constant_result
 def unavailable() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if _interpreted() or torch.cuda.is_available():
         return None
-    return "needs a CUDA or ROCm device (for tests, TRITON_INTERPRET=1 runs the kernels on a CPU, slowly)"
+    return "needs a CUDA or ROCm device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, for tests)"
 
 
 def not_by_default() -> str | None:
-    """Why this backend runs only where it is asked for by name, if so."""
-    return "its kernels are not verified on hardware: no recorded GPU run"
+    return "not verified on hardware: no GPU run is recorded"
 
 
 def supports(problem: Problem) -> str | None:
-    device = problem.x.device
     if problem.form != _FORM:
         return f"the form {problem.form!r} has no Triton kernel"
     if problem.x.dtype == torch.float64:
         return "float64 operands have no Triton kernel"
+    return _cannot_run_on(problem.x.device)
+
+
+@torch.compiler.assume_constant_result
+def _cannot_run_on(device: torch.device) -> str | None:
     if _interpreted():
         return None if device.type == "cpu" else f"the kernels are interpreted, on the CPU; operands are on {device}"
     if device.type != "cuda":
