@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import simmim_kernels as sk
+from simmim_kernels import dense
 
-from . import dense
 from .spot_truth import SpotTruth
 
 LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]

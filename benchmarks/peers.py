@@ -8,7 +8,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .dense import SIGLIP_BIAS
+from simmim_kernels.dense import SIGLIP_BIAS
+
 from .gpu_losses import LossFunction
 from .gpu_run import attempt
 

@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from . import CosineCritic, SimMIM, clip_loss, use_backend
+from . import CosineCritic, SimMIM, clip_loss, dense, use_backend
 from .measure import extra_megabytes, forward_backward, interleaved_seconds
 
 SIDE, HELD_OUT = 28, 1000
@@ -224,19 +224,11 @@ def probe(points: np.ndarray, held_out_points: np.ndarray, digits: Digits) -> Pr
     return Probes(*(classifier.score(held_out_points, digits.held_out_labels) for classifier in (linear, knn)))
 
 
-def dense_clip_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
-    """CLIP's loss as open_clip writes it: both logit matrices and their cross entropies."""
-    logits_per_image = logit_scale * image_features @ text_features.T
-    logits_per_text = logit_scale * text_features @ image_features.T
-    labels = torch.arange(len(image_features), device=image_features.device)
-    return (F.cross_entropy(logits_per_image, labels) + F.cross_entropy(logits_per_text, labels)) / 2
-
-
 def compare_loss(device: torch.device) -> dict[str, Cost]:
     """What this package's clip_loss and the dense one take, forward and backward, on the same features."""
     image, text = (F.normalize(torch.randn(COMPARED_PAIRS, COMPARED_WIDTH, device=device), dim=1) for _ in range(2))
     inputs = [tensor.requires_grad_() for tensor in (image, text, torch.tensor(1 / 0.07, device=device))]
-    losses = {"simmim_kernels": clip_loss, "dense PyTorch": dense_clip_loss}
+    losses: dict[str, Callable[..., Tensor]] = {"simmim_kernels": clip_loss, "dense PyTorch": dense.clip_loss}
     passes = {name: partial(forward_backward, loss, inputs) for name, loss in losses.items()}
     seconds = interleaved_seconds(passes, COMPARED_REPEATS)
     return {name: Cost(statistics.median(seconds[name]), extra_megabytes(losses[name], inputs)) for name in losses}

@@ -3,6 +3,8 @@ import os
 import pytest
 import torch
 
+# The tests run in deterministic mode, in which cuBLAS wants its workspace fixed.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 if not torch.cuda.is_available():
     # Before Triton is imported: its kernels then run on CPU tensors, under the interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -76,7 +76,7 @@ def test_training_repeats_with_its_seed():
 def test_dense_loss_is_the_loss_it_is_compared_with():
     image, text = (torch.nn.functional.normalize(torch.randn(50, 8, dtype=torch.float64), dim=1) for _ in range(2))
     inputs = [t.requires_grad_() for t in (image, text, torch.tensor(10.0, dtype=torch.float64))]
-    ours, dense = (forward_backward(loss, inputs) for loss in (demo.clip_loss, demo.dense_clip_loss))
+    ours, dense = (forward_backward(loss, inputs) for loss in (demo.clip_loss, demo.dense.clip_loss))
     torch.testing.assert_close(ours, dense)
 
 

@@ -1,12 +1,92 @@
-"""The tiled backend on a CUDA device, against dense float64 on the CPU."""
+"""Both tiled and Triton on a CUDA device, against dense float64 on the CPU."""
+
+import itertools
 
 import pytest
 import torch
-from truth import assert_close, error
+from truth import OPTIONS, Case, assert_close, check_statistic, error
 
 import simmim_kernels as sk
+from simmim_kernels.backends.triton import launch
 
 pytestmark = pytest.mark.gpu
+
+GPU_BACKENDS = ("tiled", "triton")
+HALF = (torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def _tiles_of_tests(monkeypatch):
+    monkeypatch.setattr("simmim_kernels.backends.tiles._DEVICE_TILE", 256)
+
+
+@pytest.fixture(params=["fixed order", "any order"])
+def order(request):
+    """Deterministic mode, in which the suite runs, and without it, where Triton adds gradients up by atomics."""
+    torch.use_deterministic_algorithms(request.param == "fixed order")
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+@pytest.mark.parametrize("dim", [1, 0, (0, 1)], ids=str)
+@pytest.mark.parametrize("fn", ["logsumexp", "softplus", "square", "identity"])
+@pytest.mark.parametrize("d", [5, 300])
+def test_options(d, fn, dim, options, order):
+    check_statistic(sk, Case(337, 453, d, torch.float32, device="cuda", **options), fn, dim, "triton")
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+def test_options_of_tiled(options):
+    check_statistic(sk, Case(337, 453, 5, device="cuda", **options), "logsumexp", 1, "tiled")
+    check_statistic(sk, Case(337, 453, 5, device="cuda", **options), "softplus", (0, 1), "tiled")
+
+
+SIZES = (1, 2, 3, 17, 63, 64, 65, 127, 129, 255, 1000)
+WIDTHS = (1, 3, 7, 16, 33, 64, 128, 200, 256, 384, 1000)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize(("n", "m"), [*zip(SIZES, SIZES, strict=True), *itertools.pairwise(SIZES), (129, 17)])
+def test_shapes_and_dtypes(n, m, dtype, order):
+    d = WIDTHS[(n + m) % len(WIDTHS)]
+    for fn, dim in (("logsumexp", 1), ("logsumexp", 0), ("softplus", (0, 1))):
+        check_statistic(sk, Case(n, m, d, dtype, device="cuda"), fn, dim, "triton")
+
+
+@pytest.mark.parametrize("d", [10, 64, 128, 256, 512, 768])
+def test_tf32_has_the_accuracy_of_its_mantissa(d, order):
+    """2^-11 in every product: a few times that in sums of them."""
+    case = Case(500, 700, d, torch.float32, device="cuda", biases=True)
+    wide = case.upcast()
+    want = case.statistic(wide, "logsumexp", 1)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        got = case.scores(sk).logsumexp(1, backend="triton")
+        found = torch.autograd.grad(got.sum(), case.tensors["x"])[0]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert error(got.detach(), want.detach()) < 2e-3
+    assert error(found, torch.autograd.grad(want.sum(), wide["x"])[0]) < 5e-3
+
+
+@pytest.mark.parametrize("spread", [1, 30, 300])
+def test_rows_and_columns_of_very_different_size(spread, order):
+    case = Case(400, 600, 8, torch.float32, device="cuda", biases=True)
+    case.tensors["row_bias"] = torch.linspace(-spread, spread, 400, device="cuda").requires_grad_()
+    rows, columns = case.scores(sk).logsumexps(backend="triton")
+    wide = case.upcast()
+    for got, dim in ((rows, 1), (columns, 0)):
+        assert_close(got.detach(), case.statistic(wide, "logsumexp", dim).detach())
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_nan_and_inf_are_not_hidden(backend):
+    x, y = torch.randn(200, 30, device="cuda"), torch.randn(300, 30, device="cuda")
+    x[4, 1] = torch.nan
+    rows, columns = sk.DotCritic()(x, y).logsumexps(backend=backend)
+    assert torch.equal(rows.isnan().cpu(), torch.arange(200) == 4)
+    assert columns.isnan().all()
+
 
 LOSSES = {
     "clip": lambda x, y: sk.clip_loss(x, y, 0.3),
@@ -22,34 +102,60 @@ LOSSES = {
 }
 
 
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", list(LOSSES))
-def test_loss(name, dtype, monkeypatch):
-    monkeypatch.setattr("simmim_kernels.backends.tiles._DEVICE_TILE", 256)
+def test_loss(name, dtype, backend):
+    if backend == "triton" and dtype == torch.float64:
+        pytest.skip("triton has no float64")
     x, y = (torch.randn(700, 33).to(dtype) for _ in range(2))
     leaves = [t.cuda().requires_grad_() for t in (x, y)]
     wide = [t.double().requires_grad_() for t in (x, y)]
-    got = LOSSES[name](*leaves)
+    with sk.use_backend(backend):
+        got = LOSSES[name](*leaves)
     with sk.use_backend("reference"):
         want = LOSSES[name](*wide)
     found, truth = torch.autograd.grad(got, leaves), torch.autograd.grad(want, wide)
     for a, b in zip((got.detach(), *found), (want.detach(), *truth), strict=True):
         if dtype == torch.bfloat16:
-            assert error(a.cpu(), b) < 0.02
+            assert error(a, b) < 0.02
         else:
-            assert_close(a.cpu(), b)
+            assert_close(a, b)
 
 
-def test_memory_does_not_grow_with_the_square():
+@pytest.mark.parametrize("d", [64, 512])
+def test_nothing_waits_for_the_device(d):
+    """No launch of a forward or a backward reads a value back, so that a CUDA graph can hold them all."""
+    x, y = (torch.randn(700, d, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    scale = torch.tensor(0.1, device="cuda", requires_grad=True)
+    with sk.use_backend("triton"):
+        sk.clip_loss(x, y, scale).backward()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for loss in (sk.clip_loss, sk.siglip_loss):
+                loss(x, y, scale).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("d", [64, 512])
+def test_products(d):
+    x, y = (torch.randn(1000, d, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    torch.use_deterministic_algorithms(False)
+    with launch.counted_multiplications() as work, sk.use_backend("triton"):
+        sk.clip_loss(x, y, 0.1).backward()
+        assert work.multiplications == 4 * 1000 * 1000 * d
+        sk.siglip_loss(x, y, 0.1).backward()
+        assert work.multiplications == 7 * 1000 * 1000 * d
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_memory_does_not_grow_with_the_square(backend):
     from simmim_kernels.measure import extra_bytes, forward_backward
 
-    small, large = (
-        extra_bytes(
-            lambda n=n: forward_backward(
-                LOSSES["clip"], [torch.randn(n, 16, device="cuda", requires_grad=True) for _ in range(2)]
-            ),
-            "cuda",
-        )
-        for n in (16384, 32768)
-    )
+    def step(n):
+        with sk.use_backend(backend):
+            forward_backward(LOSSES["clip"], [torch.randn(n, 16, device="cuda", requires_grad=True) for _ in range(2)])
+
+    small, large = (extra_bytes(lambda n=n: step(n), "cuda") for n in (16384, 32768))
     assert large <= 2 * small

@@ -37,6 +37,7 @@ class Case:
     positives: bool = False
     seed: int = 0
     strided: bool = False
+    device: str = "cpu"
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
@@ -51,8 +52,8 @@ class Case:
         if self.biases:
             made |= {"row_bias": normal(self.n), "col_bias": normal(self.m)}
         low = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.tensors = {k: v.to(self.dtype if k in "xy" else low) for k, v in made.items()}
-        self.tensors["scale"] = torch.tensor(self.scale, dtype=low)
+        self.tensors = {k: v.to(self.device, self.dtype if k in "xy" else low) for k, v in made.items()}
+        self.tensors["scale"] = torch.tensor(self.scale, dtype=low, device=self.device)
         if self.strided:
             # x as every other column of a wider matrix, y as the transpose of one.
             self.tensors["x"] = self.tensors["x"].repeat_interleave(2, dim=1)[:, ::2]
@@ -72,16 +73,18 @@ class Case:
             scale=t["scale"],
             row_bias=t.get("row_bias"),
             col_bias=t.get("col_bias"),
-            positives=self.column,
+            positives=None if self.column is None else self.column.to(self.device),
         )
         if self.clamp:
             s = s.clamp(*self.clamp)
         for k in range(self.ids):
-            s = s.exclude(self.row_ids[k], self.col_ids[k], keep_joint=self.joint == "kept")
+            ids = self.row_ids[k].to(self.device), self.col_ids[k].to(self.device)
+            s = s.exclude(*ids, keep_joint=self.joint == "kept")
         return s.marginal if self.joint == "left_out" else s
 
     def upcast(self) -> dict[str, Tensor]:
-        return {k: v.detach().double().requires_grad_() for k, v in self.tensors.items()}
+        """The same on the CPU in float64: the truth."""
+        return {k: v.detach().cpu().double().requires_grad_() for k, v in self.tensors.items()}
 
     def mask(self) -> Tensor:
         """True where a pair is excluded."""
@@ -114,7 +117,9 @@ def run(sk, scores, fn: str, dim, backend: str) -> Tensor:
 
 def weighted(value: Tensor) -> Tensor:
     """A scalar with a different upstream gradient for every entry of a statistic."""
-    return (value * torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype).reshape(value.shape)).sum()
+    return (
+        value * torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype, device=value.device).reshape(value.shape)
+    ).sum()
 
 
 def gradients(value: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -126,7 +131,7 @@ def error(got: Tensor, want: Tensor) -> float:
     """Largest error, relative to the largest entry of the truth."""
     assert got.shape == want.shape, (got.shape, want.shape)
     assert torch.isfinite(got).all(), "not finite"
-    return float(((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-30)).detach())
+    return float(((got.double().cpu() - want).abs().max() / want.abs().max().clamp(min=1e-30)).detach())
 
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -166,7 +171,7 @@ def check_statistic(sk, case: Case, fn: str, dim, backend: str) -> None:
     half = case.dtype in (torch.bfloat16, torch.float16)
     dense = dict.fromkeys(("value", *case.tensors))
     if half:
-        own = {k: v.detach().to(case.dtype).requires_grad_() for k, v in case.tensors.items()}
+        own = {k: v.detach().cpu().to(case.dtype).requires_grad_() for k, v in case.tensors.items()}
         value = case.statistic(own, fn, dim)
         dense = {"value": value.detach(), **gradients(weighted(value), own)}
     assert_close(got.detach(), want.detach(), dense["value"], "value")

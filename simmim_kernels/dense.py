@@ -1,7 +1,9 @@
-"""The dense formulas that GPU runs compare with, for any dtype; they need nothing installed but PyTorch.
+"""The dense formulas that fused losses stand in for: what the demo, the benchmarks and GPU runs compare with.
 
-`cases` has some of them too, for the CPU's benchmarks, but imports the demo and with it all that the demo needs.
+Written as their own packages write them, for any dtype and device; x and y are (N, d), scale is the logit scale.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -40,3 +42,13 @@ def nt_xent_loss(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     above = torch.cat([xy, xx[off].view(n, -1)], dim=1)
     below = torch.cat([yx, yy[off].view(n, -1)], dim=1)
     return F.cross_entropy(torch.cat([above, below]), torch.arange(n, device=x.device).repeat(2))
+
+
+def smile(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    """SMILE, negated, as its authors' code has it: the Jensen-Shannon gradient, the clamped Donsker-Varadhan value."""
+    s = scale * x @ y.T
+    off = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
+    marginal = s[off]
+    js = F.logsigmoid(s.diagonal()).mean() - F.softplus(marginal).mean()
+    value = s.diagonal().mean() - marginal.clamp(-5, 5).logsumexp(0) + math.log(marginal.numel())
+    return -(js + (value - js).detach())
