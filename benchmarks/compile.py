@@ -76,6 +76,11 @@ def problems() -> Iterator[tuple[str, Problem, str]]:
         yield f"all options bf16 d={d}", _problem(d, half, dims="both", **bias, **ids, **options), "highest"
     for d in (64, 256, 768):
         yield f"siglip bf16 d={d}", _problem(d, half, fn="softplus", joint="left_out", row_bias=_meta(4096)), "highest"
+    # More than one block, for which a merge goes on where the last one stopped; and sizes that Triton takes for
+    # constants, or cannot vectorise.
+    yield "clip bf16 N=40000 d=512", _problem(512, half, n=40000, dims="both"), "highest"
+    for n, m, d in ((1, 1, 1), (1, 77, 3), (1000, 1, 300)):
+        yield f"clip bf16 N={n} M={m} d={d}", _problem(d, half, n=n, m=m, dims="both", joint="left_out"), "highest"
     yield "rows fp16 d=128", _problem(128, torch.float16, dims="rows"), "highest"
     yield "columns bf16 d=128", _problem(128, half, dims="columns"), "highest"
     yield "log1mexp bf16 d=64", _problem(64, half, fn="log1mexp", dims="rows"), "highest"
@@ -86,8 +91,8 @@ def _meta(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(size, dtype=dtype, device="meta")
 
 
-def _problem(d: int, dtype: torch.dtype, **options) -> Problem:
-    return Problem(_meta(4096, d, dtype=dtype), _meta(4096, d, dtype=dtype), [_meta()], **options)
+def _problem(d: int, dtype: torch.dtype, n: int = 4096, m: int | None = None, **options) -> Problem:
+    return Problem(_meta(n, d, dtype=dtype), _meta(m or n, d, dtype=dtype), [_meta()], **options)
 
 
 class _Driver:

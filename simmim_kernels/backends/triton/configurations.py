@@ -39,8 +39,8 @@ class Shapes(NamedTuple):
 
 
 # By kind of product: bfloat16 and float16 ("half"), float32 through TF32 ("tf32") or as it is ("ieee"), which runs
-# outside the tensor cores. The second Shapes are for problems with ids, a clamp, softplus or log1mexp, whose tiles need
-# more registers.
+# outside the tensor cores. The second Shapes are for problems whose tiles need more registers: those with ids, a clamp,
+# a function of _HEAVY, or rows that vector loads cannot take.
 _EXACT = Shapes(
     Tile(64, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2), {16: Tile(64, 32, 16, 8, 2), 64: Tile(64, 32, 64, 8, 2)}
 )
@@ -97,6 +97,8 @@ _TABLE: dict[str, dict[str, tuple[Shapes, Shapes]]] = {
 # Of all others, the least shared memory (99 KB): sm_86, sm_89, sm_120.
 _TABLE["86"] = _TABLE["80"]
 
+_HEAVY = {row: ("softplus", "log1mexp") if row == "100" else ("log1mexp",) for row in _TABLE}
+
 _INTERPRETER = Shapes(Tile(16, 32, 16, 4, 1), Tile(16, 32, 16, 4, 1), {256: Tile(16, 32, 256, 4, 1)})
 
 # Scores of a block of tiles that are made before its parts are merged: the parts take 64 MB with tiles of 128.
@@ -125,7 +127,8 @@ def _shapes(problem: Problem) -> Shapes:
     if row == "interpreter":
         return _INTERPRETER
     kind = "half" if problem.x.dtype.itemsize == 2 else input_precision(problem)
-    heavy = problem.row_ids is not None or problem.clamped or problem.fn in ("softplus", "log1mexp")
+    ragged = problem.x.shape[1] % 16 != 0
+    heavy = problem.row_ids is not None or problem.clamped or problem.fn in _HEAVY[row] or ragged
     return _TABLE[row][kind][heavy]
 
 

@@ -290,9 +290,9 @@ def _weight_unit(own: Side, other: Side) -> Tensor | None:
     """A power of two that float16 weights are multiplied by, lest small ones vanish; None for other dtypes."""
     if own.operand.dtype != torch.float16:
         return None
-    most = sum(side.upstream.abs().max().float() for side in (own, other) if side.upstream is not None)
+    upstreams = [side.upstream.abs().max().float() for side in (own, other) if side.upstream is not None]
     # Without upstream gradients a weight is at most 1.
-    most = torch.as_tensor(most if isinstance(most, Tensor) else 1.0, device=own.operand.device)
+    most = torch.stack(upstreams).sum() if upstreams else torch.ones((), device=own.operand.device)
     unit = torch.exp2(_HALF_EXPONENT - torch.ceil(torch.log2(most)))
     return torch.where(torch.isfinite(unit) & (most > 0), unit, torch.ones_like(unit))
 
