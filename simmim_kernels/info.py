@@ -5,13 +5,13 @@ from importlib import metadata
 
 import torch
 
-from .backends import backends
+from .backends import BACKENDS, backends
 from .version import __version__
 
 
 def info() -> str:
     """Versions, devices and backends as aligned lines of text."""
-    sections = (_versions(), _devices(), backends())
+    sections = (_versions(), _devices(), _backends())
     width = max(len(name) for section in sections for name in section)
     return "\n\n".join(
         "\n".join(f"{name:<{width}}  {value}" for name, value in section.items()) for section in sections
@@ -28,6 +28,15 @@ def _version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _backends() -> dict[str, str]:
+    found = backends()
+    for name, state in found.items():
+        reason = BACKENDS[name].not_by_default()
+        if state == "available" and reason is not None:
+            found[name] = f"available where asked for by name: {reason}"
+    return found
 
 
 def _devices() -> dict[str, str]:

@@ -216,8 +216,8 @@ def test_a_planted_error_is_seen(monkeypatch, small_tiles):
             check_statistic(sk, Case(37, 53, 5, torch.float32), "logsumexp", 1, "triton")
     add_product = triton_gradients.add_product
 
-    def lose(total, a, b):
-        add_product(total, a[:, :-1], b[:-1])
+    def lose(total, a, b, first):
+        add_product(total, a[:, :-1], b[:-1], first)
 
     monkeypatch.setattr(configurations, "_INTERPRETER", configurations._INTERPRETER._replace(fused={}))
     with monkeypatch.context() as patch:

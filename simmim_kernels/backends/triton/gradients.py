@@ -195,7 +195,9 @@ class Pass:
         if self.scale is not None and self.weight_unit is not None:
             self.scale /= self.weight_unit
         if self.other_gradient is not None:
-            self.other_gradient = self.other_gradient.mul_(self.factor).to(self.dtype)
+            total = self.other_gradient
+            scaled = total if total.dtype == self.dtype else torch.empty_like(total, dtype=self.dtype)
+            self.other_gradient = torch.mul(total, self.factor, out=scaled)
         return self
 
     def _zeros(self, *size: int) -> Tensor:
@@ -243,13 +245,13 @@ class Pass:
         most = configurations.WEIGHTS_BYTES // (width * own.operand.dtype.itemsize)
         block = block_of(own, other, tile, min(configurations.STRIP_HEIGHT, most), width)
         weights = torch.empty(block, dtype=own.operand.dtype, device=self.device)
-        strip = self._zeros(block[0], d) if self.wanted_own.gradient or self.wants_scale else None
-        if self.wanted_own.gradient:
-            self.gradient = torch.empty((own.size, d), dtype=self.dtype, device=self.device)
-        if self.wanted_other.gradient:
-            self.other_gradient = self._zeros(other.size, d)
-        if self.wants_scale:
-            self.scale = self._zeros()
+
+        def empty(wanted: bool, size: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
+            return torch.empty((size, d), dtype=dtype, device=self.device) if wanted else None
+
+        strip = empty(self.wanted_own.gradient or self.wants_scale, block[0])
+        self.gradient = empty(self.wanted_own.gradient, own.size, self.dtype)
+        self.other_gradient = empty(self.wanted_other.gradient, other.size)
         biases = Merger(own, other, tile, block, (self.wanted_own.bias, self.wanted_other.bias))
         values = Merger(own, other, tile, block, (self.wants_value, False))
         for rows, columns in blocks(own, other, block):
@@ -257,13 +259,11 @@ class Pass:
             g = weights[: rows.stop - rows.start, : columns.stop - columns.start]
             if strip is not None:
                 part = strip[: len(g)]
-                if columns.start == 0:
-                    part.zero_()
-                add_product(part, g, other.operand[columns])
+                add_product(part, g, other.operand[columns], first=columns.start == 0)
                 if columns.stop == other.size:
                     self._finish(part, rows)
             if self.other_gradient is not None:
-                add_product(self.other_gradient[columns], g.T, own.operand[rows])
+                add_product(self.other_gradient[columns], g.T, own.operand[rows], first=rows.start == 0)
         self.bias = biases.own if self.wanted_own.bias else None
         self.other_bias = biases.other if self.wanted_other.bias else None
         self.value = values.own.sum() if self.wants_value else None
@@ -280,10 +280,11 @@ class Pass:
 
     def _finish(self, strip: Tensor, rows: slice) -> None:
         """Takes a strip's products, complete, into the gradients."""
-        if self.scale is not None:
-            self.scale += torch.sum(self.own.operand[rows].float() * strip)
+        if self.wants_scale:
+            part = torch.sum(self.own.operand[rows] * strip)
+            self.scale = part if self.scale is None else self.scale + part
         if self.gradient is not None:
-            self.gradient[rows] = strip.mul_(self.factor)
+            torch.mul(strip, self.factor, out=self.gradient[rows])
 
 
 def _weight_unit(own: Side, other: Side) -> Tensor | None:

@@ -38,13 +38,14 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, device: torch.de
         kernel[grid](*arguments, **options)
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b for a float32 total, by the vendor's library, accumulated in float32."""
+def add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """total += a @ b for a float32 total, or total = a @ b, by the vendor's library, accumulated in float32."""
     count(a.shape[0] * a.shape[1] * b.shape[1])
+    beta = 0 if first else 1
     if a.dtype == torch.float32:
-        total.addmm_(a, b)
+        total.addmm_(a, b, beta=beta)
     elif total.device.type == "cuda":
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+        torch.addmm(total, a, b, out_dtype=torch.float32, beta=beta, out=total)
     else:
         # PyTorch's CPU product has no such output; only the interpreter comes here.
-        total.addmm_(a.float(), b.float())
+        total.addmm_(a.float(), b.float(), beta=beta)
