@@ -34,11 +34,9 @@ ROW = {
 def parts(monkeypatch):
     """The modules of the command, which are installed with nothing and live beside the tests."""
     monkeypatch.syspath_prepend(ROOT)
-    from benchmarks import gpu_checks, gpu_losses, gpu_run, gpu_timings, peers, spot_truth
+    from benchmarks.gpu import checks, losses, peers, run, spot_truth, timings
 
-    return SimpleNamespace(
-        checks=gpu_checks, losses=gpu_losses, run=gpu_run, timings=gpu_timings, peers=peers, truth=spot_truth
-    )
+    return SimpleNamespace(checks=checks, losses=losses, run=run, timings=timings, peers=peers, truth=spot_truth)
 
 
 @pytest.fixture

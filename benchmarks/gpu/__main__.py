@@ -23,9 +23,9 @@ import torch
 
 from simmim_kernels.version import __version__
 
-from . import gpu_checks, gpu_timings
-from .gpu_run import Deadline, Run, attempt
+from . import checks, timings
 from .peers import PEERS, find
+from .run import Deadline, Run, attempt
 
 # Of the time given: by when checks must have begun, and what is kept for those in processes of their own.
 CHECKS_SHARE, SUITES_SHARE = 0.4, 0.25
@@ -45,10 +45,10 @@ def main() -> None:
         deadline=Deadline(60 * arguments.minutes),
     )
     if arguments.sanitizer_target:
-        gpu_checks.sanitizer_target(run)
+        checks.sanitizer_target(run)
         return
     results = machine(run, arguments.commit)
-    output = arguments.output or gpu_checks.ROOT / "benchmarks" / "results" / f"gpu-{_slug(results['device'])}.json"
+    output = arguments.output or checks.ROOT / "benchmarks" / "results" / f"gpu-{_slug(results['device'])}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     measure(run, results, save=lambda: output.write_text(json.dumps(results, indent=1) + "\n"))
     print("\n" + table(results), f"\nwritten to {output}", sep="\n")
@@ -75,7 +75,7 @@ def _parse() -> argparse.Namespace:
 def machine(run: Run, commit: str | None) -> dict:
     """What the figures were taken on and with."""
     # Without a .git of its own the folder may lie in the work tree of some other repository.
-    is_clone = (gpu_checks.ROOT / ".git").exists()
+    is_clone = (checks.ROOT / ".git").exists()
     changes = _ask("git", "status", "--porcelain") if is_clone else None
     return {
         "device": "dry run" if run.dry else torch.cuda.get_device_name(run.device),
@@ -109,7 +109,7 @@ def _ask(*command: str) -> str | None:
     """A command's output; None where it is missing or fails."""
     try:
         return subprocess.run(
-            command, cwd=gpu_checks.ROOT, capture_output=True, text=True, check=True, timeout=20
+            command, cwd=checks.ROOT, capture_output=True, text=True, check=True, timeout=20
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
@@ -132,9 +132,9 @@ def measure(run: Run, results: dict, save: Callable[[], object]) -> None:
     _run_checks(run, results, run.deadline.earlier((1 - CHECKS_SHARE) * start), save)
     peers = [find(peer) for peer in PEERS]
     results["peers"] = {found.peer.name: found.version for found in peers}
-    results["gemm_tflops"] = gpu_timings.measure_gemm(run)
-    results["copy_tbps"] = gpu_timings.measure_copy(run)
-    for case in gpu_timings.CASES:
+    results["gemm_tflops"] = timings.measure_gemm(run)
+    results["copy_tbps"] = timings.measure_copy(run)
+    for case in timings.CASES:
         if run.wants(case.id):
             _run_case(case, run, results, run.deadline.earlier(SUITES_SHARE * start), peers)
             save()
@@ -146,36 +146,36 @@ def measure(run: Run, results: dict, save: Callable[[], object]) -> None:
 
 
 def _run_checks(run: Run, results: dict, deadline: Deadline, save: Callable[[], object]) -> None:
-    for name, check in gpu_checks.CHECKS.items():
+    for name, check in checks.CHECKS.items():
         if not run.wants(name):
             continue
         if deadline.left() < 0:
             results["not_run"].append({"name": name, "reason": "no time left"})
             continue
-        _record(results, name, gpu_checks.attempted(partial(check, run)))
+        _record(results, name, checks.attempted(partial(check, run)))
         save()
 
 
 def _run_suites(run: Run, results: dict) -> None:
     """The checks in processes of their own, last, with the time that is left; half of it for all but the last."""
-    wanted = {name: suite for name, suite in gpu_checks.SUITES.items() if run.wants(name)}
+    wanted = {name: suite for name, suite in checks.SUITES.items() if run.wants(name)}
     for position, (name, suite) in enumerate(wanted.items(), start=1):
         seconds = (run.deadline.left() - 2) / (1 if position == len(wanted) else 2)
         if seconds < 5:
             results["not_run"].append({"name": name, "reason": "no time left"})
             continue
-        _record(results, name, gpu_checks.attempted(partial(suite, run, seconds)))
+        _record(results, name, checks.attempted(partial(suite, run, seconds)))
 
 
-def _record(results: dict, name: str, outcome: gpu_checks.Outcome) -> None:
+def _record(results: dict, name: str, outcome: checks.Outcome) -> None:
     results["checks"][name] = asdict(outcome)
     word = {True: "passed", False: "FAILED", None: "not made"}[outcome.passed]
     print(f"{word}  {name}: {outcome.figure}", flush=True)
 
 
-def _run_case(case: gpu_timings.TimedCase, run: Run, results: dict, deadline: Deadline, peers: list) -> None:
+def _run_case(case: timings.TimedCase, run: Run, results: dict, deadline: Deadline, peers: list) -> None:
     found, failure = attempt(
-        partial(gpu_timings.time_case, case, run, deadline, results["gemm_tflops"], peers),
+        partial(timings.time_case, case, run, deadline, results["gemm_tflops"], peers),
     )
     rows, not_run = found if failure is None else ([], [{"name": case.id, "reason": failure}])
     if case.huge and rows:
@@ -185,11 +185,11 @@ def _run_case(case: gpu_timings.TimedCase, run: Run, results: dict, deadline: De
     print(f"timed  {case.id}: {len(rows)} contenders" if rows else f"not timed  {case.id}", flush=True)
 
 
-def _huge_memory(row: dict) -> gpu_checks.Outcome:
+def _huge_memory(row: dict) -> checks.Outcome:
     if row["peak_mb"] is None:
-        return gpu_checks.Outcome(False, row["failure"])
-    passed = row["peak_mb"] < gpu_timings.HUGE_EXTRA_MB
-    return gpu_checks.Outcome(passed, f"{row['peak_mb']:.0f} MB beyond inputs and gradients")
+        return checks.Outcome(False, row["failure"])
+    passed = row["peak_mb"] < timings.HUGE_EXTRA_MB
+    return checks.Outcome(passed, f"{row['peak_mb']:.0f} MB beyond inputs and gradients")
 
 
 def table(results: dict) -> str:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from simmim_kernels.dense import SIGLIP_BIAS
 
-from .gpu_losses import LossFunction
-from .gpu_run import attempt
+from .losses import LossFunction
+from .run import attempt
 
 # From the module and the value of the scale, known ahead where a peer wants a number, to the loss.
 Adapter = Callable[[ModuleType, float], LossFunction]

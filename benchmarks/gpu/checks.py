@@ -22,11 +22,11 @@ from torch import Tensor
 import simmim_kernels as sk
 from simmim_kernels.measure import extra_bytes
 
-from .gpu_losses import LOSSES, SCALE, LossFunction
-from .gpu_run import OUT_OF_MEMORY, Captured, Run, attempt, loss_and_gradients
+from .losses import LOSSES, SCALE, LossFunction
+from .run import OUT_OF_MEMORY, Captured, Run, attempt, loss_and_gradients
 from .spot_truth import SpotTruth, relative_error
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SPOTS = 64
 
 

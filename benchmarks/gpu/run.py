@@ -12,7 +12,7 @@ from torch import Tensor
 
 import simmim_kernels as sk
 
-from .gpu_losses import SCALE, LossFunction
+from .losses import SCALE, LossFunction
 
 try:
     from triton.errors import TritonError

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from simmim_kernels.measure import extra_bytes
 
-from .gpu_losses import LOSSES, SCALE, Loss, LossFunction
-from .gpu_run import Captured, Deadline, Run, attempt
+from .losses import LOSSES, SCALE, Loss, LossFunction
 from .peers import Found
+from .run import Captured, Deadline, Run, attempt
 from .spot_truth import relative_error
 
 # A contender is timed until it has taken this long, within these numbers of rounds.

@@ -1,0 +1,1 @@
+"""The GPU command: see __main__.py."""
