@@ -316,6 +316,9 @@ def gpu_tests(run: Run, seconds: float) -> Outcome:
     if importlib.util.find_spec("pytest") is None:
         return Outcome(False, "pytest missing")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"]
+    if importlib.util.find_spec("xdist") is not None and not run.dry:
+        # Compiling takes most of the time, and the host has more than one core for it.
+        command += ["-n", str(min(8, os.cpu_count() or 1))]
     finished = _finish(command, seconds)
     if finished is None:
         return Outcome(False, f"not finished in {seconds:.0f} s")

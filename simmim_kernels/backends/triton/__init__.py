@@ -5,6 +5,7 @@ computed in tile.py. Kernels are imported when first needed: Triton is not every
 """
 
 import importlib.util
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,6 +19,11 @@ _FORM = "inner_product"
 # torch.compile does not look into what asks the machine, but takes the answers for constants.
 @torch.compiler.assume_constant_result
 def unavailable() -> str | None:
+    return _missing()
+
+
+@cache
+def _missing() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if _interpreted() or torch.cuda.is_available():
@@ -39,6 +45,11 @@ def supports(problem: Problem) -> str | None:
 
 @torch.compiler.assume_constant_result
 def _cannot_run_on(device: torch.device) -> str | None:
+    return _unfit(device)
+
+
+@cache
+def _unfit(device: torch.device) -> str | None:
     if _interpreted():
         return None if device.type == "cpu" else f"the kernels are interpreted, on the CPU; operands are on {device}"
     if device.type != "cuda":
