@@ -64,34 +64,38 @@ def problems() -> Iterator[tuple[str, Problem, str]]:
     """A name, a problem on the meta device, and the precision of its float32 products."""
     half, single = torch.bfloat16, torch.float32
     for d in (10, 64, 128, 256, 768):
-        yield f"clip bf16 d={d}", _problem(d, half, dims="both"), "highest"
+        yield f"clip bf16 d={d}", meta_problem(d, half, dims="both"), "highest"
     for d in (64, 128, 512):
-        yield f"clip tf32 d={d}", _problem(d, single, dims="both"), "high"
+        yield f"clip tf32 d={d}", meta_problem(d, single, dims="both"), "high"
     for d in (16, 64, 512):
-        yield f"clip fp32 d={d}", _problem(d, single, dims="both"), "highest"
+        yield f"clip fp32 d={d}", meta_problem(d, single, dims="both"), "highest"
     for d in (64, 128, 256, 768):
         bias = {"row_bias": _meta(4096), "col_bias": _meta(4096)}
         ids = {"row_ids": _meta(2, 4096, dtype=torch.int64), "col_ids": _meta(2, 4096, dtype=torch.int64)}
         options = {"positives": _meta(4096, dtype=torch.int64), "joint": "kept", "lo": -5.0, "hi": 5.0}
-        yield f"all options bf16 d={d}", _problem(d, half, dims="both", **bias, **ids, **options), "highest"
+        yield f"all options bf16 d={d}", meta_problem(d, half, dims="both", **bias, **ids, **options), "highest"
     for d in (64, 256, 768):
-        yield f"siglip bf16 d={d}", _problem(d, half, fn="softplus", joint="left_out", row_bias=_meta(4096)), "highest"
+        yield (
+            f"siglip bf16 d={d}",
+            meta_problem(d, half, fn="softplus", joint="left_out", row_bias=_meta(4096)),
+            "highest",
+        )
     # More than one block, for which a merge goes on where the last one stopped; and sizes that Triton takes for
     # constants, or cannot vectorise.
-    yield "clip bf16 N=40000 d=512", _problem(512, half, n=40000, dims="both"), "highest"
+    yield "clip bf16 N=40000 d=512", meta_problem(512, half, n=40000, dims="both"), "highest"
     for n, m, d in ((1, 1, 1), (1, 77, 3), (1000, 1, 300)):
-        yield f"clip bf16 N={n} M={m} d={d}", _problem(d, half, n=n, m=m, dims="both", joint="left_out"), "highest"
-    yield "rows fp16 d=128", _problem(128, torch.float16, dims="rows"), "highest"
-    yield "columns bf16 d=128", _problem(128, half, dims="columns"), "highest"
-    yield "log1mexp bf16 d=64", _problem(64, half, fn="log1mexp", dims="rows"), "highest"
-    yield "log1mexp bf16 d=768", _problem(768, half, fn="log1mexp", dims="both"), "highest"
+        yield f"clip bf16 N={n} M={m} d={d}", meta_problem(d, half, n=n, m=m, dims="both", joint="left_out"), "highest"
+    yield "rows fp16 d=128", meta_problem(128, torch.float16, dims="rows"), "highest"
+    yield "columns bf16 d=128", meta_problem(128, half, dims="columns"), "highest"
+    yield "log1mexp bf16 d=64", meta_problem(64, half, fn="log1mexp", dims="rows"), "highest"
+    yield "log1mexp bf16 d=768", meta_problem(768, half, fn="log1mexp", dims="both"), "highest"
 
 
 def _meta(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(size, dtype=dtype, device="meta")
 
 
-def _problem(d: int, dtype: torch.dtype, n: int = 4096, m: int | None = None, **options) -> Problem:
+def meta_problem(d: int, dtype: torch.dtype, n: int = 4096, m: int | None = None, **options) -> Problem:
     return Problem(_meta(n, d, dtype=dtype), _meta(m or n, d, dtype=dtype), [_meta()], **options)
 
 
@@ -112,7 +116,7 @@ class _Driver:
 
 
 @contextmanager
-def _compiling_for(target: str, compiled: list):
+def compiling_for(target: str, compiled: list):
     """Launches compile for the target, and are noted instead of run."""
     kind, _, arch = target.partition(":")
     gpu = GPUTarget("cuda", int(arch), 32) if kind == "cuda" else GPUTarget("hip", arch, 64)
@@ -135,7 +139,7 @@ def compile_for(target: str) -> Iterator[Compiled]:
     for name, problem, precision in problems():
         found: list = []
         torch.set_float32_matmul_precision(precision)
-        with _compiling_for(target, found):
+        with compiling_for(target, found):
             _launch_all(problem)
         for kernel, binary in found:
             if binary.hash not in seen:

@@ -4,25 +4,40 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton has no package for this platform")
 
+ROOT = Path(__file__).parents[1]
 TARGETS = ("cuda:80", "cuda:86", "cuda:90", "cuda:100", "hip:gfx942")
+
+
+def run(module: str, *arguments: object) -> str:
+    """A module's output. In a process of its own: kernels decorated for the interpreter cannot be compiled."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_default_configurations(target):
-    # A process of its own: kernels that were decorated for the interpreter cannot be compiled.
-    command = [sys.executable, "-m", "benchmarks.compile", target, "--json"]
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    kernels = [json.loads(line) for line in done.stdout.splitlines()]
+    kernels = [json.loads(line) for line in run("benchmarks.compile", target, "--json").splitlines()]
     assert {k["kernel"] for k in kernels} == {"_statistics_of_tiles", "_merge", "_fused_gradients", "_weights_of_tiles"}
     assert [k for k in kernels if k["spilled"]] == []
     assert [k for k in kernels if k["shared"] > k["shared_limit"]] == []
     # float32 "as it is" runs outside the tensor cores, and so does a merge of sums.
     dense = [k for k in kernels if k["kernel"] != "_merge" and "fp32" not in k["problem"]]
     assert [k for k in dense if not k["matrix_instruction"]] == []
+
+
+@pytest.mark.parametrize("deterministic", [(), ("--deterministic",)], ids=["any order", "fixed order"])
+@pytest.mark.parametrize("d", [64, 512])
+def test_workspace(d, deterministic):
+    """Memory beyond inputs and gradients, from the allocations of a forward and a backward."""
+    small, large = (float(run("benchmarks.workspace", n, d, *deterministic).split()[0]) for n in (131072, 262144))
+    assert large <= 2 * small
+    assert large < 700

@@ -44,8 +44,8 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
     beta = 0 if first else 1
     if a.dtype == torch.float32:
         total.addmm_(a, b, beta=beta)
-    elif total.device.type == "cuda":
-        torch.addmm(total, a, b, out_dtype=torch.float32, beta=beta, out=total)
-    else:
+    elif total.device.type == "cpu":
         # PyTorch's CPU product has no such output; only the interpreter comes here.
         total.addmm_(a.float(), b.float(), beta=beta)
+    else:
+        torch.addmm(total, a, b, out_dtype=torch.float32, beta=beta, out=total)
