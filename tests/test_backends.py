@@ -8,7 +8,8 @@ import torch
 from truth import Case, assert_close, gradients, run
 
 import simmim_kernels as sk
-from simmim_kernels.backends import BACKENDS, reference, tiled, triton
+from simmim_kernels.backends import BACKENDS, native, reference, tiled, triton
+from simmim_kernels.native_library import why_not
 
 X = torch.randn(5, 3)
 
@@ -42,7 +43,10 @@ def spy(monkeypatch):
 
 
 def test_table():
-    assert sk.backends() == {"triton": "available", "tiled": "available", "reference": "available"}
+    found = sk.backends()
+    assert list(found) == ["triton", "native", "tiled", "reference"]
+    assert found.pop("native") == (why_not() or "available")
+    assert set(found.values()) == {"available"}
 
 
 def test_the_first_that_supports_the_problem_is_the_default(monkeypatch, spy):
@@ -114,7 +118,7 @@ def test_one_asked_for_by_name_that_cannot_run_raises_with_the_reason(monkeypatc
 
 def test_unknown_names_raise(monkeypatch):
     with (
-        pytest.raises(ValueError, match="use_backend must name one of triton, tiled, reference; got 'no-such'"),
+        pytest.raises(ValueError, match="use_backend must name one of triton, native, tiled, reference; got 'no-such'"),
         sk.use_backend("no-such"),
     ):
         pass
@@ -126,10 +130,10 @@ def test_unknown_names_raise(monkeypatch):
 
 
 def test_no_backend_at_all(monkeypatch):
-    for module in (triton, tiled, reference):
+    for module in (triton, native, tiled, reference):
         monkeypatch.setattr(module, "supports", lambda problem: "not today")
     with pytest.raises(
         RuntimeError,
-        match=r"no backend can run this: triton: not verified .*; tiled: not today; reference: not today",
+        match=r"no backend can run this: triton: not verified .*; native: .*; tiled: not today; reference: not today",
     ):
         sk.DotCritic()(X, X).logsumexp(1)

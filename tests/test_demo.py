@@ -91,7 +91,7 @@ def test_info_lists_every_backend(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--backend", "abacus"], "--backend: must be one of triton, tiled"),
+        (["--backend", "abacus"], "--backend: must be one of triton, native, tiled"),
         (["--batch-size", "1"], "--batch-size: must be an integer from 2 to 4000, got 1"),
         (["--batch-size", "4001"], "--batch-size: must be an integer from 2 to 4000, got 4001"),
         (["--batch-size", "many"], "--batch-size: must be an integer from 2 to 4000, got 'many'"),

@@ -101,7 +101,7 @@ def test_gradcheck_and_second_derivatives(options, backend, small_tiles, monkeyp
     assert torch.autograd.gradgradcheck(f, inputs)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
 def test_gradcheck_of_the_mlp(backend, small_tiles):
     critic, x, y = mlp_case()
 
@@ -170,7 +170,7 @@ def test_compiled_code_runs_on_the_backend_chosen():
     for name in EVERY_BACKEND:
         with sk.use_backend(name):
             f(x)
-    assert seen == [{"reference"}, {"tiled"}, {"triton"}]
+    assert seen == [{name} for name in EVERY_BACKEND]
 
 
 @pytest.mark.parametrize("name", list(losses()))

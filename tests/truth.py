@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Those that compute in float64, against which rounding is no excuse; and with them those that do not.
-BACKENDS = ("reference", "tiled")
+from simmim_kernels.native_library import why_not
+
+# Those that compute in float64, against which rounding is no excuse; and with them those that do not. The native
+# library is not built everywhere.
+BACKENDS = ("reference", "tiled") if why_not() else ("reference", "tiled", "native")
 EVERY_BACKEND = (*BACKENDS, "triton")
-WIDEST = {"reference": torch.float64, "tiled": torch.float64, "triton": torch.float32}
+WIDEST = dict.fromkeys(BACKENDS, torch.float64) | {"triton": torch.float32}
 
 POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": lambda s: torch.logaddexp(s, torch.zeros_like(s)),

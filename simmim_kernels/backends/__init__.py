@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from ..problem import Problem
-from . import reference, tiled, triton
+from . import native, reference, tiled, triton
 
-BACKENDS: dict[str, ModuleType] = {"triton": triton, "tiled": tiled, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {"triton": triton, "native": native, "tiled": tiled, "reference": reference}
 
 ENVIRONMENT_VARIABLE = "SIMMIM_KERNELS_BACKEND"
 

@@ -1,0 +1,99 @@
+// The C interface: chooses the instruction set once, by what the processor says of itself.
+
+#include <atomic>
+#include <cstring>
+#include <string>
+
+#include "simmim_cpu.h"
+#include "table.hpp"
+
+namespace portable { extern const Kernels table; }
+#ifdef SIMMIM_HAS_AVX512
+namespace avx512 { extern const Kernels table; }
+#endif
+#ifdef SIMMIM_HAS_AVX2
+namespace avx2 { extern const Kernels table; }
+#endif
+#ifdef SIMMIM_HAS_NEON
+namespace neon { extern const Kernels table; }
+#endif
+
+namespace {
+
+struct Candidate {
+  const Kernels *kernels;
+  bool runs;
+};
+
+// Best first; the portable one runs wherever this file does.
+const Candidate *candidates() {
+  static const Candidate all[] = {
+#ifdef SIMMIM_HAS_AVX512
+      {&avx512::table, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                           __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+#endif
+#ifdef SIMMIM_HAS_AVX2
+      {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+#endif
+#ifdef SIMMIM_HAS_NEON
+      {&neon::table, true},
+#endif
+      {&portable::table, true},
+      {nullptr, false},
+  };
+  return all;
+}
+
+const Kernels *best() {
+  const Candidate *c = candidates();
+  while (!c->runs) ++c;
+  return c->kernels;
+}
+
+std::atomic<const Kernels *> chosen{nullptr};
+
+const Kernels &kernels() {
+  const Kernels *now = chosen.load();
+  return now ? *now : *best();
+}
+
+}  // namespace
+
+extern "C" {
+
+__attribute__((visibility("default"))) int simmim_interface(void) { return SIMMIM_INTERFACE; }
+
+__attribute__((visibility("default"))) int simmim_forward(const simmim_problem *problem, void *rows, void *columns) {
+  return kernels().forward(problem, rows, columns);
+}
+
+__attribute__((visibility("default"))) int simmim_backward(const simmim_problem *problem,
+                                                           const simmim_gradients *gradients) {
+  return kernels().backward(problem, gradients);
+}
+
+__attribute__((visibility("default"))) const char *simmim_instruction_sets(void) {
+  static const std::string names = [] {
+    std::string found;
+    for (const Candidate *c = candidates(); c->kernels; ++c)
+      if (c->runs) found += (found.empty() ? "" : ",") + std::string(c->kernels->name);
+    return found;
+  }();
+  return names.c_str();
+}
+
+__attribute__((visibility("default"))) int simmim_choose(const char *name) {
+  if (!name) {
+    chosen = nullptr;
+    return 0;
+  }
+  for (const Candidate *c = candidates(); c->kernels; ++c)
+    if (c->runs && !std::strcmp(name, c->kernels->name)) {
+      chosen = c->kernels;
+      return 0;
+    }
+  return -1;
+}
+
+}  // extern "C"

@@ -1,0 +1,63 @@
+/* Pairwise statistics of scores and their gradients on the CPU: a plain C interface, without PyTorch.
+ *
+ *     s_ij = clamp(scale <x_i, y_j> + row_bias_i + col_bias_j, lo, hi)
+ *
+ * All pointers may be used from any thread; nothing is kept between calls. Every function returns 0, or -1 where the
+ * workspace could not be allocated. */
+#ifndef SIMMIM_CPU_H
+#define SIMMIM_CPU_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Counts the changes of this file, so that a library built from another one is not taken for this one's. */
+#define SIMMIM_INTERFACE 1
+int simmim_interface(void);
+
+enum simmim_dtype { SIMMIM_FLOAT32, SIMMIM_FLOAT64, SIMMIM_BFLOAT16, SIMMIM_FLOAT16 };
+enum simmim_function { SIMMIM_LOGSUMEXP, SIMMIM_IDENTITY, SIMMIM_SOFTPLUS, SIMMIM_SQUARE, SIMMIM_LOG1MEXP };
+enum simmim_joint { SIMMIM_COUNTED, SIMMIM_LEFT_OUT, SIMMIM_KEPT };
+
+/* Strides count elements. Vectors are contiguous and have the compute type: double for float64 operands, else float. */
+typedef struct {
+  int64_t n, m, d;
+  const void *x, *y;
+  int64_t x_row, x_column, y_row, y_column;
+  int32_t dtype;    /* of x and y */
+  int32_t function;
+  int32_t joint;
+  int32_t threads;
+  double scale, lo, hi;
+  const void *row_bias, *col_bias;         /* or NULL */
+  const int64_t *positives;                /* (n), or NULL for the diagonal */
+  const int64_t *row_ids, *col_ids;        /* (ids, n) and (ids, m) */
+  int64_t ids;
+} simmim_problem;
+
+/* rows (n) and columns (m), either of which may be NULL where it is not wanted. */
+int simmim_forward(const simmim_problem *problem, void *rows, void *columns);
+
+/* Statistics and upstream gradients by side, NULL where the side is not wanted; gradients likewise.
+ * total, if not NULL, takes the sum of the function over all pairs, and the weights are then its derivative alone. */
+typedef struct {
+  const void *rows, *columns, *grad_rows, *grad_columns;
+  void *dx, *dy;       /* (n, d) and (m, d), contiguous, in the compute type */
+  void *drow, *dcol;   /* (n), (m) */
+  void *dscale;        /* one element */
+  void *total;
+} simmim_gradients;
+
+int simmim_backward(const simmim_problem *problem, const simmim_gradients *gradients);
+
+/* The instruction sets that this build has and this processor runs, best first, separated by commas. */
+const char *simmim_instruction_sets(void);
+/* Chooses one of them by name for all further calls, or the best for NULL. -1 for one that is not among them. */
+int simmim_choose(const char *name);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,10 @@
+// What one instruction set offers, and what dispatch.cpp chooses among.
+#pragma once
+
+#include "simmim_cpu.h"
+
+struct Kernels {
+  const char *name;
+  int (*forward)(const simmim_problem *, void *, void *);
+  int (*backward)(const simmim_problem *, const simmim_gradients *);
+};

@@ -1,0 +1,155 @@
+// Every kernel of every instruction set through the C interface, against loops in double, under sanitize.sh.
+//
+// Sizes that no block divides, features that end where their allocation ends, every option.
+
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "simmim_cpu.h"
+
+namespace {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+struct Case {
+  int64_t n, m, d;
+  bool biases, ids, clamp, positives;
+  int joint, function, threads;
+};
+
+double softplus(double s) { return std::max(s, 0.0) + std::log1p(std::exp(-std::abs(s))); }
+
+// Statistics and gradients of L = sum_i r_i + sum_j 2 c_j by loops over a whole matrix.
+struct Truth {
+  std::vector<double> rows, columns, dx, dy, drow, dcol;
+  double dscale = 0;
+};
+
+struct Inputs {
+  std::vector<float> x, y, a, b;
+  std::vector<int64_t> positives, row_ids, col_ids;
+  float scale = 0.7f;
+};
+
+bool left_out(const Case &c, const Inputs &in, int64_t i, int64_t j) {
+  const bool joint = j == (c.positives ? in.positives[i] : i);
+  if (joint && c.joint != SIMMIM_COUNTED) return c.joint == SIMMIM_LEFT_OUT;
+  return c.ids && in.row_ids[i] == in.col_ids[j];
+}
+
+Truth truth_of(const Case &c, const Inputs &in) {
+  const bool exponential = c.function == SIMMIM_LOGSUMEXP;
+  const double lo = c.clamp ? -0.6 : -infinity, hi = c.clamp ? 0.8 : infinity;
+  std::vector<double> raw(c.n * c.m), s(c.n * c.m);
+  Truth t{std::vector<double>(c.n), std::vector<double>(c.m), std::vector<double>(c.n * c.d),
+          std::vector<double>(c.m * c.d), std::vector<double>(c.n), std::vector<double>(c.m)};
+  for (int64_t i = 0; i < c.n; ++i)
+    for (int64_t j = 0; j < c.m; ++j) {
+      double dot = 0;
+      for (int64_t k = 0; k < c.d; ++k) dot += double(in.x[i * c.d + k]) * in.y[j * c.d + k];
+      const double score = in.scale * dot + (c.biases ? double(in.a[i]) + in.b[j] : 0.0);
+      raw[i * c.m + j] = score;
+      s[i * c.m + j] = std::min(std::max(score, lo), hi);
+      if (left_out(c, in, i, j)) continue;
+      const double value = exponential ? std::exp(s[i * c.m + j]) : softplus(s[i * c.m + j]);
+      t.rows[i] += value;
+      t.columns[j] += value;
+    }
+  if (exponential) {
+    for (double &r : t.rows) r = std::log(r);
+    for (double &r : t.columns) r = std::log(r);
+  }
+  for (int64_t i = 0; i < c.n; ++i)
+    for (int64_t j = 0; j < c.m; ++j) {
+      const double score = s[i * c.m + j], before = raw[i * c.m + j];
+      if (left_out(c, in, i, j) || before < lo || before > hi) continue;
+      const double g = exponential ? std::exp(score - t.rows[i]) + 2 * std::exp(score - t.columns[j])
+                                   : 3 / (1 + std::exp(-score));
+      t.drow[i] += g;
+      t.dcol[j] += g;
+      for (int64_t k = 0; k < c.d; ++k) {
+        t.dx[i * c.d + k] += g * in.scale * in.y[j * c.d + k];
+        t.dy[j * c.d + k] += g * in.scale * in.x[i * c.d + k];
+        t.dscale += g * in.x[i * c.d + k] * in.y[j * c.d + k];
+      }
+    }
+  return t;
+}
+
+bool close(const char *what, const std::vector<float> &got, const std::vector<double> &want) {
+  double most = 0, error = 0;
+  for (size_t k = 0; k < want.size(); ++k) {
+    most = std::max(most, std::abs(want[k]));
+    // Written so that NaN is an error.
+    if (!(std::abs(got[k] - want[k]) <= error)) error = std::abs(got[k] - want[k]);
+  }
+  if (error <= 2e-5 * most + 1e-6) return true;
+  std::printf("  %s: error %g of %g\n", what, error, most);
+  return false;
+}
+
+bool check(const Case &c) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  const auto fill = [&](std::vector<float> &v, int64_t size) {
+    v.resize(size);
+    for (float &value : v) value = normal(random);
+  };
+  Inputs in;
+  fill(in.x, c.n * c.d);
+  fill(in.y, c.m * c.d);
+  fill(in.a, c.n);
+  fill(in.b, c.m);
+  for (float &value : in.x) value /= std::sqrt(float(c.d));
+  for (int64_t i = 0; i < c.n; ++i) in.positives.push_back((7 * i + 3) % c.m), in.row_ids.push_back(i % 5);
+  for (int64_t j = 0; j < c.m; ++j) in.col_ids.push_back(j % 7);
+  simmim_problem p{};
+  p.n = c.n, p.m = c.m, p.d = c.d, p.x = in.x.data(), p.y = in.y.data();
+  p.x_row = p.y_row = c.d, p.x_column = p.y_column = 1;
+  p.dtype = SIMMIM_FLOAT32, p.function = c.function, p.joint = c.joint, p.threads = c.threads, p.scale = in.scale;
+  p.lo = c.clamp ? -0.6 : -infinity, p.hi = c.clamp ? 0.8 : infinity;
+  if (c.biases) p.row_bias = in.a.data(), p.col_bias = in.b.data();
+  if (c.positives) p.positives = in.positives.data();
+  if (c.ids) p.row_ids = in.row_ids.data(), p.col_ids = in.col_ids.data(), p.ids = 1;
+  std::vector<float> rows(c.n), columns(c.m), ones(c.n, 1.0f), twos(c.m, 2.0f), dx(c.n * c.d), dy(c.m * c.d), drow(c.n),
+      dcol(c.m), dscale(1);
+  simmim_gradients g{};
+  g.rows = rows.data(), g.columns = columns.data(), g.grad_rows = ones.data(), g.grad_columns = twos.data();
+  g.dx = dx.data(), g.dy = dy.data(), g.drow = drow.data(), g.dcol = dcol.data(), g.dscale = dscale.data();
+  if (simmim_forward(&p, rows.data(), columns.data()) || simmim_backward(&p, &g)) {
+    std::printf("  no memory\n");
+    return false;
+  }
+  const Truth t = truth_of(c, in);
+  bool good = close("rows", rows, t.rows) & close("columns", columns, t.columns) & close("dx", dx, t.dx);
+  good &= close("dy", dy, t.dy) & close("drow", drow, t.drow) & close("dcol", dcol, t.dcol);
+  return good & close("dscale", dscale, {t.dscale});
+}
+
+}  // namespace
+
+int main() {
+  std::stringstream names(simmim_instruction_sets());
+  bool good = true;
+  for (std::string name; std::getline(names, name, ',');) {
+    simmim_choose(name.c_str());
+    for (const int function : {SIMMIM_LOGSUMEXP, SIMMIM_SOFTPLUS})
+      for (const Case &c : {Case{1, 1, 1, false, false, false, false, SIMMIM_COUNTED, function, 1},
+                            Case{37, 53, 5, true, false, true, false, SIMMIM_COUNTED, function, 2},
+                            Case{100, 131, 33, true, true, false, true, SIMMIM_KEPT, function, 3},
+                            Case{70, 97, 17, false, true, true, false, SIMMIM_LEFT_OUT, function, 2},
+                            Case{65, 1000, 3, false, false, false, true, SIMMIM_LEFT_OUT, function, 2}}) {
+        const bool passed = check(c);
+        if (!passed)
+          std::printf("%s, function %d, %d x %d x %d: failed\n", name.c_str(), function, int(c.n), int(c.m), int(c.d));
+        good &= passed;
+      }
+  }
+  std::printf("%s: %s\n", simmim_instruction_sets(), good ? "passed" : "FAILED");
+  return good ? 0 : 1;
+}

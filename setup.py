@@ -1,0 +1,136 @@
+"""Builds the native CPU library where that is possible; pyproject.toml says all else about the package.
+
+It needs a C++17 compiler with OpenMP, but neither Python's headers nor PyTorch's: it is a plain shared library, loaded
+with ctypes, and one wheel serves every Python 3. Where it cannot be built the package is installed without it, and
+holds the reason.
+
+    SIMMIM_KERNELS_NATIVE=0   leaves it out
+    SIMMIM_KERNELS_NATIVE=1   fails where it cannot be built
+    CXX, CXXFLAGS, LDFLAGS    mean what they mean everywhere
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+
+class InstructionSet(NamedTuple):
+    name: str
+    vector_bytes: int
+    block_rows: int  # of the register block of a product: as many as there are registers for
+    flags: str = ""
+
+
+PORTABLE = InstructionSet("portable", vector_bytes=16, block_rows=4)
+NEON = InstructionSet("neon", vector_bytes=16, block_rows=8)
+AVX2 = InstructionSet("avx2", 32, 6, "-mavx2 -mfma -mf16c")
+AVX512 = InstructionSet("avx512", 64, 12, "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mf16c")
+
+# By the first word of the compiler's target; elsewhere PORTABLE alone. Weakest first: of the inline functions of the
+# standard library, which several objects hold, the linker keeps the first, and that must run on every processor.
+INSTRUCTION_SETS = {
+    "x86_64": [PORTABLE, AVX2, AVX512],
+    "aarch64": [PORTABLE, NEON],
+    "arm64": [PORTABLE, NEON],
+}
+
+FLAGS = "-std=c++17 -O3 -fopenmp -fvisibility=hidden -fPIC"
+SOURCES = Path("csrc/cpu")
+LIBRARY = "_native.so"
+REASON = "_native_unavailable.txt"
+
+
+class Unavailable(Exception):
+    """The library cannot be built. The first line says why, the others are the compiler's."""
+
+
+def build_library(library: Path, objects: Path) -> None:
+    if sys.platform == "win32":
+        raise Unavailable("there is no build for Windows")
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    flags = [*FLAGS.split(), *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    sets = INSTRUCTION_SETS.get(run([*compiler, "-dumpmachine"]).split("-")[0], [PORTABLE])
+
+    # The first object, which runs before any choice is made, has no instruction set's flags.
+    compilations = [("dispatch", "dispatch.cpp", [f"-DSIMMIM_HAS_{each.name.upper()}" for each in sets])]
+    for each in sets:
+        macros = {"ISA": each.name, "VECTOR_BYTES": each.vector_bytes, "BLOCK_ROWS": each.block_rows}
+        defines = [f"-DSIMMIM_{macro}={value}" for macro, value in macros.items()]
+        compilations.append((each.name, "kernels.cpp", [*defines, *each.flags.split()]))
+
+    def compiled(compilation: tuple[str, str, list[str]]) -> str:
+        name, source, own_flags = compilation
+        target = objects / f"{name}.o"
+        run([*compiler, *flags, *own_flags, "-c", str(SOURCES / source), "-o", str(target)])
+        return str(target)
+
+    objects.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        linked = list(pool.map(compiled, compilations))
+    run([*compiler, *flags, "-shared", *linked, *shlex.split(os.environ.get("LDFLAGS", "")), "-o", str(library)])
+
+
+def run(command: list[str]) -> str:
+    print(shlex.join(command), flush=True)
+    try:
+        # In English, for the search below.
+        result = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", env={**os.environ, "LC_ALL": "C"}
+        )
+    except OSError as error:
+        raise Unavailable(f"no C++ compiler: {command[0]}: {error.strerror}") from None
+    print(result.stderr, end="", file=sys.stderr, flush=True)
+    if result.returncode:
+        lines = result.stderr.splitlines() or [f"exit status {result.returncode}"]
+        # What went wrong, rather than where, or that something did.
+        errors = (line for line in lines if re.search(r"error: (?!ld returned|linker command)", line))
+        raise Unavailable("\n".join([f"{command[0]} failed: {next(errors, lines[0])}", *lines[-10:]]))
+    return result.stdout
+
+
+class BuildNative(build_ext):
+    def get_ext_filename(self, fullname: str) -> str:
+        # setuptools would name the Python ABI, which the library does not use.
+        return os.path.join(*fullname.split(".")[:-1], LIBRARY)
+
+    def run(self) -> None:
+        wish = os.environ.get("SIMMIM_KERNELS_NATIVE", "")
+        library = Path(self.get_ext_fullpath("simmim_kernels._native"))
+        reason = library.with_name(REASON)
+        library.parent.mkdir(parents=True, exist_ok=True)
+        for stale in (library, reason):
+            stale.unlink(missing_ok=True)
+        try:
+            if wish == "0":
+                raise Unavailable("SIMMIM_KERNELS_NATIVE=0 left it out of the build")
+            build_library(library, Path(self.build_temp))
+        except Unavailable as error:
+            if wish == "1":
+                raise CompileError(f"SIMMIM_KERNELS_NATIVE=1, but the native library is unavailable: {error}") from None
+            self.warn(f"installing without the native library: {error}")
+            reason.write_text(f"{error}\n", encoding="utf-8")
+            self.extensions = []  # nothing for an editable install to link to
+
+
+class Wheel(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        # Asked for when the contents are in place. With the library, they run on one platform but under any Python 3.
+        self.root_is_pure = not Path(self.bdist_dir, "simmim_kernels", LIBRARY).exists()
+        tag = super().get_tag()
+        return tag if self.root_is_pure else ("py3", "none", tag[2])
+
+
+setup(
+    ext_modules=[Extension("simmim_kernels._native", [str(SOURCES / "dispatch.cpp"), str(SOURCES / "kernels.cpp")])],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
+)

@@ -1,0 +1,189 @@
+"""The native backend: every instruction set that this machine runs against dense float64, threads, forks and memory."""
+
+import itertools
+import multiprocessing
+import threading
+
+import pytest
+import torch
+from truth import OPTIONS, POINTWISE, Case, assert_close, check_statistic, gradients, weighted
+
+import simmim_kernels as sk
+from simmim_kernels.backends import BACKENDS, select
+from simmim_kernels.measure import extra_bytes, forward_backward
+from simmim_kernels.native_library import instruction_sets, library, why_not
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"the native library: {why_not()}")
+
+ALL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+NAMES = instruction_sets() or ("portable",)
+
+
+@pytest.fixture(params=NAMES)
+def instruction_set(request):
+    assert library().simmim_choose(request.param.encode()) == 0
+    yield request.param
+    library().simmim_choose(None)
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+@pytest.mark.parametrize("dim", [1, 0, (0, 1)], ids=str)
+@pytest.mark.parametrize("fn", ["logsumexp", "softplus", "square", "identity"])
+def test_options(fn, dim, options, instruction_set, threads):
+    check_statistic(sk, Case(37, 53, 5, **options), fn, dim, "native")
+
+
+@pytest.mark.parametrize("dim", [1, 0, (0, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_log1mexp_of_negative_scores(dim, dtype, instruction_set):
+    case = Case(37, 53, 5, dtype, biases=True, scale=0.3, joint="left_out")
+    with torch.no_grad():
+        case.tensors["row_bias"] -= float(case.dense(case.tensors).max()) + 0.05
+    check_statistic(sk, case, "log1mexp", dim, "native")
+
+
+SIZES = (1, 2, 3, 17, 63, 64, 65, 95, 97, 129, 255)
+WIDTHS = (1, 3, 7, 16, 33, 64, 128)
+
+
+@pytest.mark.parametrize("dtype", ALL, ids=str)
+@pytest.mark.parametrize(("n", "m"), [*zip(SIZES, SIZES, strict=True), *itertools.pairwise(SIZES), (129, 17), (64, 3)])
+def test_shapes_and_dtypes(n, m, dtype, instruction_set, threads):
+    d = WIDTHS[(n + m) % len(WIDTHS)]
+    for fn, dim in (("logsumexp", 1), ("logsumexp", 0), ("softplus", (0, 1))):
+        check_statistic(sk, Case(n, m, d, dtype), fn, dim, "native")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("n", "m", "d"), [(200, 2100, 40), (100, 1000, 700), (1000, 129, 1024), (300, 961, 64)])
+def test_several_panels(n, m, d, dtype, instruction_set):
+    check_statistic(sk, Case(n, m, d, dtype, biases=True, ids=1), "logsumexp", 0, "native")
+    check_statistic(sk, Case(n, m, d, dtype, joint="left_out" if m >= n else "counted"), "softplus", (0, 1), "native")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("spread", [1, 30, 300, 3000], ids=lambda s: f"scores to {s}")
+@pytest.mark.parametrize("columns_differ", [False, True])
+def test_rows_and_columns_of_very_different_size(spread, columns_differ, dtype, instruction_set):
+    case = Case(40, 60, 8, dtype, biases=True)
+    size = torch.linspace(-spread, spread, 60 if columns_differ else 40)
+    case.tensors["col_bias" if columns_differ else "row_bias"] = size.to(dtype).requires_grad_()
+    rows, columns = case.scores(sk).logsumexps(backend="native")
+    wide = case.upcast()
+    want = [case.statistic(wide, "logsumexp", dim) for dim in (1, 0)]
+    assert_close(rows.detach(), want[0].detach())
+    assert_close(columns.detach(), want[1].detach())
+    found = gradients(weighted(rows) + weighted(columns), case.tensors)
+    truth = gradients(weighted(want[0]) + weighted(want[1]), wide)
+    # A score of size s is rounded to s * eps in float32, whoever computes it, and its weight with it.
+    allowed = 1e-10 if dtype == torch.float64 else 1e-5 * max(1, spread / 30)
+    for name in case.tensors:
+        assert (found[name] - truth[name]).abs().max() <= allowed * truth[name].abs().max(), name
+
+
+@pytest.mark.parametrize("fn", list(POINTWISE))
+def test_pointwise_functions_over_their_range(fn, instruction_set):
+    size = torch.cat([torch.logspace(-8, 1.9, 200), torch.tensor([15.9, 16.1, 17.1])])
+    s = -size if fn == "log1mexp" else torch.cat([-size, size])
+    zeros = torch.zeros(len(s), 1)
+    bias = s.clone().requires_grad_()
+    got = sk.PairwiseScores(zeros, zeros[:1], row_bias=bias).sum(1, fn=fn, backend="native")
+    (derivative,) = torch.autograd.grad(got.sum(), bias)
+    wide = s.double().requires_grad_()
+    want = POINTWISE[fn](wide)
+    if fn == "log1mexp":
+        want = torch.where(wide > -0.5, torch.log(-torch.expm1(wide.clamp(min=-1))), want)
+    (slope,) = torch.autograd.grad(want.sum(), wide)
+    for found, truth in ((got.detach(), want.detach()), (derivative, slope)):
+        assert ((found.double() - truth).abs() <= 1e-6 * truth.abs() + 1e-37).all()
+
+
+def test_it_is_the_default_on_the_cpu():
+    assert select(Case(4, 4, 3).scores(sk)._problem) == "native"
+    assert select(sk.MLPCritic(3, 3, hidden=4)(torch.randn(4, 3), torch.randn(4, 3))._problem) == "tiled"
+
+
+def test_an_instruction_set_that_is_not_there():
+    assert library().simmim_choose(b"abacus") == -1
+
+
+def loss_and_gradients(threads: int):
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(500, 33, generator=g).requires_grad_() for _ in range(2))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with sk.use_backend("native"):
+            loss = sk.clip_loss(x, y, 0.3)
+            return loss.detach(), *torch.autograd.grad(loss, (x, y))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_the_same_bits_run_to_run(number):
+    first, *others = (loss_and_gradients(number) for _ in range(4))
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_several_python_threads_at_once():
+    want, found = loss_and_gradients(1), {}
+    calls = [threading.Thread(target=lambda k=k: found.update({k: loss_and_gradients(1)})) for k in range(6)]
+    for call in calls:
+        call.start()
+    for call in calls:
+        call.join()
+    assert len(found) == 6
+    for got in found.values():
+        assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
+
+
+def _in_child(queue):
+    queue.put([t.tolist() for t in loss_and_gradients(1)])
+
+
+def test_after_a_fork():
+    """As in a DataLoader's worker: the parent's threads do not exist in the child."""
+    want = [t.tolist() for t in loss_and_gradients(1)]
+    loss_and_gradients(2)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_in_child, args=(queue,))
+    child.start()
+    got = queue.get(timeout=60)
+    child.join(timeout=60)
+    assert child.exitcode == 0
+    assert got == want
+
+
+def test_pytorch_allocates_only_the_results():
+    """The kernels' own workspace is theirs: a few MB a thread, whatever N."""
+    x, y = (torch.randn(4096, 8, requires_grad=True) for _ in range(2))
+
+    def step():
+        with sk.use_backend("native"):
+            forward_backward(lambda x, y: sk.clip_loss(x, y, 0.1), (x, y))
+
+    assert extra_bytes(step) < 4 * 2**20
+
+
+def test_a_planted_error_is_seen(monkeypatch):
+    backward = BACKENDS["native"].backward
+
+    def double(*arguments):
+        dx, *rest = backward(*arguments)
+        dx[3, 1] *= 1.001
+        return [dx, *rest]
+
+    monkeypatch.setattr(BACKENDS["native"], "backward", double)
+    with pytest.raises(AssertionError, match="x: error"):
+        check_statistic(sk, Case(37, 53, 5), "logsumexp", 1, "native")
