@@ -1,0 +1,95 @@
+"""The native backend beside `tiled`, PyTorch's chunked cross entropy and the processor's own peak."""
+
+import shutil
+import subprocess
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import simmim_kernels as sk
+from simmim_kernels.measure import forward_backward, interleaved_seconds
+from simmim_kernels.native_library import why_not
+
+from .cases import clip
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"the native library: {why_not()}")
+
+
+def on(backend: str, loss):
+    def run(*inputs):
+        with sk.use_backend(backend):
+            return loss(*inputs)
+
+    return run
+
+
+def ratio(seconds: dict[str, list[float]], a: str, b: str) -> float:
+    return median(u / v for u, v in zip(seconds[a], seconds[b], strict=True))
+
+
+@pytest.fixture(scope="module")
+def peak(tmp_path_factory) -> float:
+    """GFLOP/s of multiply-adds on as many threads as PyTorch has."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("the peak is measured by a C++ program, and there is no compiler")
+    program = tmp_path_factory.mktemp("peak") / "fma_peak"
+    source = Path(__file__).with_name("fma_peak.cpp")
+    subprocess.run([compiler, "-std=c++17", "-O3", "-march=native", "-fopenmp", source, "-o", program], check=True)
+    return float(subprocess.run([program, str(torch.get_num_threads())], capture_output=True, check=True).stdout)
+
+
+@pytest.mark.parametrize(("n", "d"), [(512, 512), (2048, 512), (8192, 512), (8192, 64), (8192, 16)])
+def test_clip(n, d, peak, benchmark):
+    inputs = clip(n, d).inputs()
+    functions = {name: partial(forward_backward, on(name, sk.clip_loss), inputs) for name in ("native", "tiled")}
+    seconds = interleaved_seconds(functions, 5 if n > 2048 else 31)
+    rate = 8 * n * n * d / median(seconds["native"]) / 1e9
+    found = {
+        "case": "native clip",
+        "n": n,
+        "d": d,
+        "seconds": median(seconds["native"]),
+        "over_tiled": ratio(seconds, "native", "tiled"),
+        "gflops": rate,
+        "of_peak": rate / peak,
+        "peak_gflops": peak,
+    }
+    benchmark.extra_info.update(found)
+    benchmark.pedantic(functions["native"], rounds=1)
+
+
+def test_linear_cross_entropy(benchmark):
+    """One direction, as PyTorch's chunked one."""
+    x, y, _ = clip(8192, 512).inputs()
+    target, chunks = torch.arange(8192), torch.nn.LinearCrossEntropyOptions()
+    functions = {
+        "native": lambda: forward_backward(on("native", lambda x, y: sk.linear_cross_entropy(x, y, target)), (x, y)),
+        "torch": lambda: forward_backward(lambda x, y: F.linear_cross_entropy(x, y, target, options=chunks), (x, y)),
+    }
+    seconds = interleaved_seconds(functions, 3)
+    found = {
+        "case": "native linear_cross_entropy",
+        "n": 8192,
+        "d": 512,
+        "seconds": median(seconds["native"]),
+        "over_torch": ratio(seconds, "native", "torch"),
+    }
+    benchmark.extra_info.update(found)
+    benchmark.pedantic(functions["native"], rounds=1)
+
+
+def test_bfloat16(benchmark):
+    single = clip(4096, 512).inputs()
+    half = tuple(t.detach().bfloat16().requires_grad_() for t in single[:2]) + single[2:]
+    loss = on("native", sk.clip_loss)
+    seconds = interleaved_seconds(
+        {"half": partial(forward_backward, loss, half), "single": partial(forward_backward, loss, single)}, 5
+    )
+    found = {"case": "native bfloat16", "n": 4096, "d": 512, "over_float32": ratio(seconds, "half", "single")}
+    benchmark.extra_info.update(found)
+    benchmark.pedantic(partial(forward_backward, loss, half), rounds=1)
