@@ -130,7 +130,11 @@ class Wheel(bdist_wheel):
         return tag if self.root_is_pure else ("py3", "none", tag[2])
 
 
-setup(
-    ext_modules=[Extension("simmim_kernels._native", [str(SOURCES / "dispatch.cpp"), str(SOURCES / "kernels.cpp")])],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
-)
+# The tests import the table of instruction sets.
+if __name__ == "__main__":
+    setup(
+        ext_modules=[
+            Extension("simmim_kernels._native", [str(SOURCES / "dispatch.cpp"), str(SOURCES / "kernels.cpp")])
+        ],
+        cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
+    )

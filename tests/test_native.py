@@ -1,8 +1,12 @@
 """The native backend: every instruction set that this machine runs against dense float64, threads, forks and memory."""
 
+import importlib.util
 import itertools
 import multiprocessing
+import shutil
+import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -187,3 +191,23 @@ def test_a_planted_error_is_seen(monkeypatch):
     monkeypatch.setattr(BACKENDS["native"], "backward", double)
     with pytest.raises(AssertionError, match="x: error"):
         check_statistic(sk, Case(37, 53, 5), "logsumexp", 1, "native")
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_vector_math(instruction_set, tmp_path):
+    """exp and its kin, as the kernels compile them: every 1001st float32 and the borders of every range, in ulp.
+
+    By hand, a stride of 1 goes through all of them in 11 minutes; csrc/cpu/tests/vector_math_test.cpp has the bounds.
+    """
+    root = Path(__file__).parents[1]
+    spec = importlib.util.spec_from_file_location("setup_of_simmim_kernels", root / "setup.py")
+    setup = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(setup)
+    every = {each.name: each for sets in setup.INSTRUCTION_SETS.values() for each in sets}
+    chosen, program = every[instruction_set], tmp_path / "vector_math_test"
+    macros = {"ISA": chosen.name, "VECTOR_BYTES": chosen.vector_bytes, "BLOCK_ROWS": chosen.block_rows}
+    command = ["c++", *setup.FLAGS.split(), *chosen.flags.split(), *(f"-DSIMMIM_{k}={v}" for k, v in macros.items())]
+    command += ["-I", root / "csrc/cpu", root / "csrc/cpu/tests/vector_math_test.cpp", "-o", program]
+    subprocess.run(command, check=True)
+    done = subprocess.run([program, "1001"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
