@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from truth import OPTIONS, POINTWISE, Case, assert_close, check_statistic, gradients, weighted
+from truth import OPTIONS, POINTWISE, Case, assert_close, check_pointwise, check_statistic, gradients, weighted
 
 import simmim_kernels as sk
 from simmim_kernels.backends.triton import configurations, launch
@@ -184,21 +184,7 @@ def test_it_must_be_asked_for_by_name():
 
 @pytest.mark.parametrize("fn", list(POINTWISE))
 def test_pointwise_functions_over_their_range(fn):
-    """One score a row, from a scale of the row bias: values and derivatives to float32's rounding."""
-    size = torch.cat([torch.logspace(-8, 1.9, 200), torch.tensor([0.0, 15.9, 16.1, 17.1])])
-    s = -size if fn == "log1mexp" else torch.cat([-size, size])
-    s = s[s != 0] if fn == "log1mexp" else s
-    zeros = torch.zeros(len(s), 1)
-    bias = s.clone().requires_grad_()
-    got = sk.PairwiseScores(zeros, zeros[:1], row_bias=bias).sum(1, fn=fn, backend="triton")
-    (derivative,) = torch.autograd.grad(got.sum(), bias)
-    wide = s.double().requires_grad_()
-    want = POINTWISE[fn](wide)
-    if fn == "log1mexp":
-        want = torch.where(wide > -0.5, torch.log(-torch.expm1(wide.clamp(min=-1))), want)
-    (slope,) = torch.autograd.grad(want.sum(), wide)
-    for found, truth in ((got.detach(), want.detach()), (derivative, slope)):
-        assert ((found.double() - truth).abs() <= 2e-6 * truth.abs() + 1e-37).all()
+    check_pointwise(sk, fn, "triton", 2e-6)
 
 
 def test_a_planted_error_is_seen(monkeypatch, small_tiles):
