@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from truth import OPTIONS, POINTWISE, Case, assert_close, check_pointwise, check_statistic, gradients, weighted
+from truth import (
+    OPTIONS,
+    POINTWISE,
+    SPREADS,
+    Case,
+    check_pointwise,
+    check_spread,
+    check_statistic,
+)
 
 import simmim_kernels as sk
 from simmim_kernels.backends import BACKENDS, select
@@ -74,23 +82,10 @@ def test_several_panels(n, m, d, dtype, instruction_set):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("spread", [1, 30, 300, 3000], ids=lambda s: f"scores to {s}")
+@pytest.mark.parametrize("spread", SPREADS, ids=lambda s: f"scores to {s}")
 @pytest.mark.parametrize("columns_differ", [False, True])
 def test_rows_and_columns_of_very_different_size(spread, columns_differ, dtype, instruction_set):
-    case = Case(40, 60, 8, dtype, biases=True)
-    size = torch.linspace(-spread, spread, 60 if columns_differ else 40)
-    case.tensors["col_bias" if columns_differ else "row_bias"] = size.to(dtype).requires_grad_()
-    rows, columns = case.scores(sk).logsumexps(backend="native")
-    wide = case.upcast()
-    want = [case.statistic(wide, "logsumexp", dim) for dim in (1, 0)]
-    assert_close(rows.detach(), want[0].detach())
-    assert_close(columns.detach(), want[1].detach())
-    found = gradients(weighted(rows) + weighted(columns), case.tensors)
-    truth = gradients(weighted(want[0]) + weighted(want[1]), wide)
-    # A score of size s is rounded to s * eps in float32, whoever computes it, and its weight with it.
-    allowed = 1e-10 if dtype == torch.float64 else 1e-5 * max(1, spread / 30)
-    for name in case.tensors:
-        assert (found[name] - truth[name]).abs().max() <= allowed * truth[name].abs().max(), name
+    check_spread(sk, spread, columns_differ, dtype, "native")
 
 
 @pytest.mark.parametrize("fn", list(POINTWISE))

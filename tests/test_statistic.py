@@ -4,7 +4,19 @@ import itertools
 
 import pytest
 import torch
-from truth import BACKENDS, EVERY_BACKEND, OPTIONS, WIDEST, Case, assert_close, check_statistic, gradients, weighted
+from truth import (
+    BACKENDS,
+    EVERY_BACKEND,
+    OPTIONS,
+    SPREADS,
+    WIDEST,
+    Case,
+    assert_close,
+    check_spread,
+    check_statistic,
+    gradients,
+    weighted,
+)
 
 import simmim_kernels as sk
 
@@ -61,27 +73,12 @@ def test_rows_and_columns_at_once(options, backend, small_tiles):
         assert_close(found[name], truth[name], name=name)
 
 
-@pytest.mark.parametrize("spread", [1, 30, 300, 3000], ids=lambda s: f"scores to {s}")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("spread", SPREADS, ids=lambda s: f"scores to {s}")
 @pytest.mark.parametrize("columns_differ", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_rows_and_columns_of_very_different_size(spread, columns_differ, dtype, small_tiles):
-    """Every way of choosing the reference of an exponential, fixed, shared or running, is right."""
-    case = Case(40, 60, 8, dtype, biases=True)
-    size = torch.linspace(-spread, spread, 60 if columns_differ else 40)
-    case.tensors["col_bias" if columns_differ else "row_bias"] = size.to(dtype).requires_grad_()
-    rows, columns = case.scores(sk).logsumexps()
-    wide = case.upcast()
-    want = [case.statistic(wide, "logsumexp", dim) for dim in (1, 0)]
-    for got, truth in zip((rows, columns), want, strict=True):
-        assert_close(got.detach(), truth.detach())
-    found = gradients(weighted(rows) + weighted(columns), case.tensors)
-    truth = gradients(weighted(want[0]) + weighted(want[1]), wide)
-    # A score of size s is rounded to s * eps in float32, whoever computes it, and its weight with it.
-    slack = 1 if dtype == torch.float64 else max(1, spread / 30)
-    for name in case.tensors:
-        assert (found[name] - truth[name]).abs().max() <= slack * {torch.float64: 1e-10, torch.float32: 1e-5}[
-            dtype
-        ] * truth[name].abs().max(), name
+def test_rows_and_columns_of_very_different_size(spread, columns_differ, dtype, backend, small_tiles):
+    check_spread(sk, spread, columns_differ, dtype, backend)
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
@@ -154,9 +151,10 @@ def test_nan_and_inf_are_not_hidden(backend, small_tiles):
     assert columns.isposinf().all()
 
 
-def test_duplicates(small_tiles):
-    x = torch.ones(50, 3, dtype=torch.float64)
-    rows, columns = sk.DotCritic()(x, x).logsumexps()
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_duplicates(backend, small_tiles):
+    x = torch.ones(50, 3, dtype=WIDEST[backend])
+    rows, columns = sk.DotCritic()(x, x).logsumexps(backend=backend)
     want = torch.full((50,), 3 + torch.tensor(50.0).double().log(), dtype=torch.float64)
     assert_close(rows, want)
     assert_close(columns, want)

@@ -4,7 +4,18 @@ import itertools
 
 import pytest
 import torch
-from truth import OPTIONS, POINTWISE, Case, assert_close, check_pointwise, check_statistic, gradients, weighted
+from truth import (
+    OPTIONS,
+    POINTWISE,
+    SPREADS,
+    Case,
+    assert_close,
+    check_pointwise,
+    check_spread,
+    check_statistic,
+    gradients,
+    weighted,
+)
 
 import simmim_kernels as sk
 from simmim_kernels.backends.triton import configurations, launch
@@ -76,24 +87,10 @@ def test_widths_beyond_the_fused_kernel():
 
 
 @every_way
-@pytest.mark.parametrize("spread", [1, 30, 300, 3000], ids=lambda s: f"scores to {s}")
+@pytest.mark.parametrize("spread", SPREADS, ids=lambda s: f"scores to {s}")
 @pytest.mark.parametrize("columns_differ", [False, True])
 def test_rows_and_columns_of_very_different_size(spread, columns_differ, way):
-    """With one exponential for rows and columns, and with one for each."""
-    case = Case(40, 60, 8, torch.float32, biases=True)
-    size = torch.linspace(-spread, spread, 60 if columns_differ else 40)
-    case.tensors["col_bias" if columns_differ else "row_bias"] = size.requires_grad_()
-    rows, columns = case.scores(sk).logsumexps(backend="triton")
-    wide = case.upcast()
-    want = [case.statistic(wide, "logsumexp", dim) for dim in (1, 0)]
-    assert_close(rows.detach(), want[0].detach())
-    assert_close(columns.detach(), want[1].detach())
-    found = gradients(weighted(rows) + weighted(columns), case.tensors)
-    truth = gradients(weighted(want[0]) + weighted(want[1]), wide)
-    # A score of size s is rounded to s * eps in float32, whoever computes it, and its weight with it.
-    for name in case.tensors:
-        error = (found[name] - truth[name]).abs().max() / truth[name].abs().max()
-        assert error <= 1e-5 * max(1, spread / 30), name
+    check_spread(sk, spread, columns_differ, torch.float32, "triton")
 
 
 @every_way

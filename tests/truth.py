@@ -137,6 +137,7 @@ def error(got: Tensor, want: Tensor) -> float:
     return float(((got.double().cpu() - want).abs().max() / want.abs().max().clamp(min=1e-30)).detach())
 
 
+SPREADS = (1, 30, 300, 3000)
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -182,6 +183,24 @@ def check_statistic(sk, case: Case, fn: str, dim, backend: str) -> None:
     for name in case.tensors:
         assert found[name].dtype == case.tensors[name].dtype
         assert_close(found[name], truth[name], dense[name], name)
+
+
+def check_spread(sk, spread: float, columns_differ: bool, dtype: torch.dtype, backend: str) -> None:
+    """Row and column log-sum-exps whose references differ by up to twice `spread`: whether fixed, shared or running."""
+    case = Case(40, 60, 8, dtype, biases=True)
+    size = torch.linspace(-spread, spread, 60 if columns_differ else 40)
+    case.tensors["col_bias" if columns_differ else "row_bias"] = size.to(dtype).requires_grad_()
+    rows, columns = case.scores(sk).logsumexps(backend=backend)
+    wide = case.upcast()
+    want = [case.statistic(wide, "logsumexp", dim) for dim in (1, 0)]
+    for got, truth in zip((rows, columns), want, strict=True):
+        assert_close(got.detach(), truth.detach())
+    found = gradients(weighted(rows) + weighted(columns), case.tensors)
+    truth = gradients(weighted(want[0]) + weighted(want[1]), wide)
+    # A score of size s is rounded to s * eps in float32, whoever computes it, and its weight with it.
+    slack = 1 if dtype == torch.float64 else max(1, spread / 30)
+    for name in case.tensors:
+        assert error(found[name], truth[name]) <= slack * TOLERANCE[dtype], name
 
 
 def check_pointwise(sk, fn: str, backend: str, tolerance: float) -> None:
