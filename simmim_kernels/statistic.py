@@ -7,7 +7,7 @@ An autograd.Function with `setup_context` ties them together, since torch.func t
 torch.library.register_autograd.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -114,7 +114,17 @@ def _backward(*arguments) -> list[Tensor]:
     problem = Problem(*fields)
     with without_autocast(problem.x.device):
         found = BACKENDS[backend].backward(problem, rows, columns, grad_rows, grad_columns, needs)
-    return _without_none(problem, found)
+    return _without_none(problem, _cast(problem, found))
+
+
+def _cast(
+    problem: Problem, gradients: Sequence[Tensor | None], dtype_of: Callable[[torch.dtype], torch.dtype] = lambda d: d
+) -> list[Tensor | None]:
+    """A backend's gradients, made in whatever dtype, in that of `problem.differentiable`, or in one made from it."""
+    return [
+        None if gradient is None or tensor is None else gradient.to(dtype_of(tensor.dtype))
+        for gradient, tensor in zip(gradients, problem.differentiable, strict=True)
+    ]
 
 
 def _without_none(problem: Problem, gradients: Sequence[Tensor | None]) -> list[Tensor]:
@@ -127,7 +137,7 @@ def _total(*arguments) -> tuple[Tensor, list[Tensor]]:
     problem = Problem(*fields)
     with without_autocast(problem.x.device):
         value, found = BACKENDS[backend].value_and_gradients(problem, needs)
-    return value, _without_none(problem, found)
+    return value, _without_none(problem, _cast(problem, found, total_gradient_dtype))
 
 
 def _fake_forward(*arguments) -> tuple[Tensor, Tensor]:

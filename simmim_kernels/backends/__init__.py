@@ -7,8 +7,9 @@ A backend is a module with these functions:
     supports(problem) -> None | reason        can it run this problem?
     forward(problem) -> (rows, columns)       the statistic, in the compute dtype; empty where not wanted
     backward(problem, rows, columns, grad_rows, grad_columns, needs) -> gradients of problem.differentiable
-    value_and_gradients(problem, needs) -> the sum over all pairs of a pointwise function, and its gradients, whose
-                                           dtype is total_gradient_dtype of the tensor's
+    value_and_gradients(problem, needs) -> the sum over all pairs of a pointwise function, and its gradients
+
+Gradients come in any dtype that holds them without loss; the operator casts them.
 
 A choice made by argument, by `use_backend` or by the environment is binding: where the backend cannot run the
 problem it raises. With no choice made, the first of the table that may and can, does.

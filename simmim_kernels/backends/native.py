@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..native_library import Gradients, ProblemStruct, library, why_not
-from ..problem import Problem, total_gradient_dtype
+from ..problem import Problem
 
 _FORM = "inner_product"
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -92,20 +92,13 @@ def backward(
     if problem.fn == "logsumexp":
         upstream |= {"rows": rows} if problem.wants_rows else {}
         upstream |= {"columns": columns} if problem.wants_columns else {}
-    found = _gradients(problem, needs, upstream)
-    return [
-        None if g is None or t is None else g.to(t.dtype) for g, t in zip(found, problem.differentiable, strict=True)
-    ]
+    return _gradients(problem, needs, upstream)
 
 
 def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
     """The sum of a pointwise function over all pairs, and its gradients, from one look at the scores."""
     total = torch.empty((), dtype=problem.compute_dtype)
-    found = _gradients(problem, needs, {"total": total})
-    return total, [
-        None if g is None or t is None else g.to(total_gradient_dtype(t.dtype))
-        for g, t in zip(found, problem.differentiable, strict=True)
-    ]
+    return total, _gradients(problem, needs, {"total": total})
 
 
 def _gradients(problem: Problem, needs: list[bool], given: dict[str, Tensor]) -> list[Tensor | None]:

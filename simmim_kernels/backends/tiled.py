@@ -161,11 +161,7 @@ def backward(
     walk = walk_over(problem, LOG2E if exponential else 1.0)
     make_weights = _exponential_weights if exponential else _pointwise_weights
     weigh = make_weights(problem, rows, columns, grad_rows, grad_columns)
-    found = _gradients(problem, walk, weigh, needs)
-    return [
-        None if gradient is None or tensor is None else gradient.to(tensor.dtype)
-        for gradient, tensor in zip(found, problem.differentiable, strict=True)
-    ]
+    return _gradients(problem, walk, weigh, needs)
 
 
 def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
@@ -182,11 +178,7 @@ def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, li
         total.add_(values.sum())
         return psi.derivative(tile.scores)
 
-    found = _gradients(problem, walk, weigh, needs)
-    return total, [
-        None if gradient is None or tensor is None else gradient.to(total_gradient_dtype(tensor.dtype))
-        for gradient, tensor in zip(found, problem.differentiable, strict=True)
-    ]
+    return total, _gradients(problem, walk, weigh, needs)
 
 
 def _gradients(problem: Problem, walk: Walk, weigh: "Weigh", needs: list[bool]) -> list[Tensor | None]:

@@ -306,11 +306,7 @@ def backward(
     left, right = sides_of(wide)
     left = with_upstream(problem, left, problem.wants_rows, rows, grad_rows)
     right = with_upstream(problem, right, problem.wants_columns, columns, grad_columns)
-    found = _gradients(wide, left, right, needs, problem.x.dtype)[1]
-    return [
-        None if gradient is None or tensor is None else gradient.to(tensor.dtype)
-        for gradient, tensor in zip(found, problem.differentiable, strict=True)
-    ]
+    return _gradients(wide, left, right, needs, problem.x.dtype)[1]
 
 
 def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
@@ -318,10 +314,7 @@ def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, li
     wide = _widened(problem)
     value, found = _gradients(wide, *sides_of(wide), needs, total_gradient_dtype(problem.x.dtype), value=True)
     assert value is not None
-    return value, [
-        None if gradient is None or tensor is None else gradient.to(total_gradient_dtype(tensor.dtype))
-        for gradient, tensor in zip(found, problem.differentiable, strict=True)
-    ]
+    return value, found
 
 
 def _widened(problem: Problem) -> Problem:
