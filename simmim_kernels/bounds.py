@@ -27,13 +27,12 @@ def infonce(scores: PairwiseScores, symmetric: bool = False) -> Tensor:
     that or more, and only more columns can tell.
     """
     n, m = scores.shape
-    joint = scores.joint
     if not symmetric:
-        return (joint - scores.logsumexp(1)).mean() + math.log(m)
+        return math.log(m) - scores.cross_entropy(1).mean()
     if n != m:
         raise ValueError(f"scores must be square for symmetric=True, got shape ({n}, {m})")
-    rows, columns = scores.logsumexps()
-    return joint.mean() - (rows.mean() + columns.mean()) / 2 + math.log(m)
+    rows, columns = scores.cross_entropies()
+    return math.log(m) - (rows.mean() + columns.mean()) / 2
 
 
 def dv(scores: PairwiseScores) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import validation
 from .ids import dense_ranks
+from .pointwise import POINTWISE
 from .scores import PairwiseScores
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -39,12 +40,12 @@ def info_nce_loss(
     query, positive_key = F.normalize(query, dim=1), F.normalize(positive_key, dim=1)
     scores = PairwiseScores(query, positive_key, scale=_inverse(temperature, query))
     if negative_keys is None:
-        return _reduce(_both_directions(scores) if symmetric else scores.logsumexp(1) - scores.joint, reduction)
+        return _reduce(_both_directions(scores) if symmetric else scores.cross_entropy(1), reduction)
     if symmetric:
         raise ValueError("symmetric must be False where negative_keys are given: they have no direction back")
     validation.operands(query, negative_keys, ("query", "negative_keys"))
     negatives = PairwiseScores(query, F.normalize(negative_keys, dim=1), scale=_inverse(temperature, query))
-    return _reduce(F.softplus(negatives.logsumexp(1) - scores.joint, threshold=40), reduction)
+    return _reduce(POINTWISE["softplus"].value(negatives.logsumexp(1) - scores.joint), reduction)
 
 
 def clip_loss(
@@ -101,7 +102,7 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.5, redu
     z = F.normalize(torch.cat([z1, z2]), dim=1)
     index = torch.arange(2 * n, device=z.device)
     scores = PairwiseScores(z, z, scale=_inverse(temperature, z), positives=index.roll(n))
-    return _reduce(scores.exclude(index, index).logsumexp(1) - scores.joint, reduction)
+    return _reduce(scores.exclude(index, index, keep_joint=True).cross_entropy(1), reduction)
 
 
 def supcon_loss(
@@ -168,13 +169,13 @@ def linear_cross_entropy(
         bias = validation.vector(bias, "bias", len(weight), x)
     counted = target != ignore_index
     scores = PairwiseScores(x, weight, col_bias=bias, positives=target.where(counted, 0))
-    return _reduce_over(scores.logsumexp(1) - scores.joint, counted, reduction, empty=float("nan"))
+    return _reduce_over(scores.cross_entropy(1), counted, reduction, empty=float("nan"))
 
 
 def _both_directions(scores: PairwiseScores) -> Tensor:
     """(N,) cross entropies of the diagonal, the mean of row-wise and column-wise."""
-    rows, columns = scores.logsumexps()
-    return (rows + columns) / 2 - scores.joint
+    rows, columns = scores.cross_entropies()
+    return (rows + columns) / 2
 
 
 def _inverse(temperature: float | Tensor, like: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from .forms import FORMS
 from .ids import excluded_counts
 from .pointwise import POINTWISE, clamp
 from .problem import Problem
-from .statistic import statistic, total, without_autocast
+from .statistic import is_held, statistic, total, without_autocast
 
 # Counting pairs looks at every subset of the exclusions, so their number is limited.
 _MOST_EXCLUSIONS = 6
@@ -87,19 +87,7 @@ class PairwiseScores:
     def joint(self) -> Tensor:
         """(N,) scores of the joint pairs, clamped as the others are. Raises ValueError where a row has none."""
         self._need_positives()
-        p = reference.cast(self._problem)
-        n, m = p.shape
-        y, col_bias = p.y, p.col_bias
-        if p.positives is not None:
-            y, col_bias = y[p.positives], None if col_bias is None else col_bias[p.positives]
-        elif m > n:
-            y, col_bias = y[:n], None if col_bias is None else col_bias[:n]
-        with without_autocast(p.x.device):
-            s = FORMS[p.form].pairs(p.x, y, p.parameters)
-        for bias in (p.row_bias, col_bias):
-            if bias is not None:
-                s = s + bias
-        return clamp(s, p.lo, p.hi) if p.clamped else s
+        return _joint(self._problem)
 
     @property
     def marginal(self) -> "PairwiseScores":
@@ -177,6 +165,42 @@ class PairwiseScores:
             return total - self.count(dim).clamp(min=1).to(self.dtype).log()
         return total - math.log(max(count, 1))
 
+    def cross_entropy(self, dim: int, backend: str | None = None) -> Tensor:
+        """(N,) logsumexp(dim) - joint, in nats: -log of the joint pair's share of its row (dim 1) or column (dim 0).
+
+        Made of the other pairs alone, as softplus(their log-sum-exp - joint): where the joint pair holds nearly all of
+        a row, neither the value nor a gradient is a difference of near equals, which half precision would lose.
+        """
+        dims = validation.dimension(dim)
+        if dims == "total":
+            raise ValueError(f"dim must be 0 or 1, got {dim!r}")
+        return self._cross_entropies(dims, backend)[1 if dims == "columns" else 0]
+
+    def cross_entropies(self, backend: str | None = None) -> tuple[Tensor, Tensor]:
+        """cross_entropy(1) and cross_entropy(0) from one pass over the scores."""
+        return self._cross_entropies("both", backend)
+
+    def _cross_entropies(self, dims: str, backend: str | None) -> tuple[Tensor, Tensor]:
+        self._need_positives()
+        p = self._problem.replace(fn="logsumexp", dims=dims)
+        joint_is_in = p.joint == "kept" or (p.joint == "counted" and p.row_ids is None)
+        # A column that several rows have for their positive would lose all of them.
+        from_others = joint_is_in and (dims == "rows" or p.positives is None)
+        if is_held(p, backend):
+            # Cast once for all, so that gradients are summed before they are rounded: that serves as well.
+            p, from_others = reference.cast(p), False
+        rows, columns = statistic(p.replace(joint="left_out") if from_others else p, backend)
+        joint = _joint(p)
+
+        def less_joint(sums: Tensor) -> Tensor:
+            return POINTWISE["softplus"].value(sums - joint) if from_others else sums - joint
+
+        if p.wants_rows:
+            rows = less_joint(rows)
+        if p.wants_columns:
+            columns = less_joint(columns[: len(joint)] if p.positives is None else columns[p.positives])
+        return rows, columns
+
     def sum(self, dim: Dim, fn: str = "softplus", backend: str | None = None) -> Tensor:
         """Sum of a pointwise function of the scores: softplus, square, log1mexp or identity.
 
@@ -217,6 +241,23 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def _joint(problem: Problem) -> Tensor:
+    """(N,) scores of the joint pairs."""
+    p = reference.cast(problem)
+    n, m = p.shape
+    y, col_bias = p.y, p.col_bias
+    if p.positives is not None:
+        y, col_bias = y[p.positives], None if col_bias is None else col_bias[p.positives]
+    elif m > n:
+        y, col_bias = y[:n], None if col_bias is None else col_bias[:n]
+    with without_autocast(p.x.device):
+        s = FORMS[p.form].pairs(p.x, y, p.parameters)
+    for bias in (p.row_bias, col_bias):
+        if bias is not None:
+            s = s + bias
+    return clamp(s, p.lo, p.hi) if p.clamped else s
 
 
 def _logsumexp(values: Tensor) -> Tensor:

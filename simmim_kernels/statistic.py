@@ -40,7 +40,7 @@ _TENSORS = 7
 
 def statistic(problem: Problem, backend: str | None = None) -> tuple[Tensor, Tensor]:
     """Row and column values of a validated problem, differentiable; empty where `dims` does not ask for them."""
-    if asked_for(backend)[0] is None and _is_cheaper_held(problem):
+    if is_held(problem, backend):
         with without_autocast(problem.x.device):
             return reference.forward(problem)
     arguments = (*problem.arguments(), select(problem, backend))
@@ -52,21 +52,20 @@ def statistic(problem: Problem, backend: str | None = None) -> tuple[Tensor, Ten
 
 def total(problem: Problem, backend: str | None = None) -> Tensor:
     """The sum of the row values of a validated problem with a pointwise function, differentiable."""
-    held = asked_for(backend)[0] is None and _is_cheaper_held(problem)
-    if held or not _wants_gradients(problem):
+    if is_held(problem, backend) or not _wants_gradients(problem):
         return statistic(problem, backend)[0].sum()
     needs = [t is not None and t.requires_grad for t in problem.differentiable]
     settings, tensors = _arguments_of_function((*problem.arguments(), select(problem, backend)))
     return PairwiseTotal.apply(settings, needs, *tensors)[0]
 
 
-def _is_cheaper_held(problem: Problem) -> bool:
+def is_held(problem: Problem, backend: str | None = None) -> bool:
     """Whether the scores are so few that PyTorch's autograd may keep them: that takes less than making them twice.
 
-    Not with exclusions: PyTorch's own log-sum-exp has NaN for the gradient of an empty row.
+    Not where a backend was asked for, nor with exclusions: PyTorch's log-sum-exp has NaN for an empty row's gradient.
     """
     n, m = problem.shape
-    all_pairs = problem.joint == "counted" and problem.row_ids is None
+    all_pairs = asked_for(backend)[0] is None and problem.joint == "counted" and problem.row_ids is None
     return all_pairs and problem.form == "inner_product" and n * m <= HELD_SCORES
 
 

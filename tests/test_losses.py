@@ -1,5 +1,6 @@
 """Every loss against the formula of the library that it stands in for, dense, value and gradient."""
 
+import contextlib
 import math
 
 import pytest
@@ -209,3 +210,30 @@ def test_rows_without_a_positive_contribute_nothing():
 
 def test_nt_xent_of_one_pair_is_zero():
     assert sk.nt_xent_loss(torch.randn(1, 3), torch.randn(1, 3)).abs() < 1e-6
+
+
+@pytest.mark.parametrize("backend", ["held", *BACKENDS])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["clip", "info_nce", "nt_xent", "linear_cross_entropy"])
+def test_half_precision_gradients_of_a_converged_model(name, dtype, backend, hold):
+    """Joint pairs hold all but some 1e-4 of their rows: gradients are what is left, not differences of roundings."""
+    backend = hold() if backend == "held" else backend
+    g = torch.Generator().manual_seed(0)
+    x = F.normalize(torch.randn(N, 64, generator=g), dim=1)
+    y = F.normalize(x + 0.05 * torch.randn(N, 64, generator=g), dim=1)
+    classes = F.normalize(torch.randn(13, 64, generator=g), dim=1)
+    if name == "linear_cross_entropy":
+        x = 12 * (classes[TARGET.clamp(min=0)] + 0.05 * torch.randn(N, 64, generator=g))
+    leaves = {k: v.to(dtype).requires_grad_() for k, v in {"x": x, "y": y, "weight": classes}.items()}
+    constants = {"scale": torch.tensor(12.0), "temperature": torch.tensor(1 / 12), "class_bias": torch.zeros(13)}
+    wide = {k: v.detach().double().requires_grad_() for k, v in leaves.items()}
+    ours, dense = LOSSES[name]
+    used = ("x", "weight" if name == "linear_cross_entropy" else "y")
+    with contextlib.nullcontext() if backend is None else sk.use_backend(backend):
+        value = ours(leaves | constants, "sum")
+    want = dense(wide | {k: v.double() for k, v in constants.items()}, "sum")
+    assert want < 0.02
+    # Scaled up, so that no float16 gradient is denormal.
+    found, truth = (torch.autograd.grad(2**10 * v, [t[k] for k in used]) for v, t in ((value, leaves), (want, wide)))
+    for got, true in zip(found, truth, strict=True):
+        assert (got.double() - true).norm() <= 2 * torch.finfo(dtype).eps * true.norm()
