@@ -53,6 +53,8 @@ class Problem:
     hi: float = math.inf
     joint: str = "counted"
     """How the joint pairs enter: "counted" as any pair, "left_out" always, "kept" whatever the ids say."""
+    wants_joint: bool = False
+    """Whether the joint scores of an inner product are wanted beside the statistic; no backend's business."""
 
     def arguments(self) -> tuple:
         """The fields in the order of the operator's schema."""

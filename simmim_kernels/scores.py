@@ -8,9 +8,9 @@ from torch import Tensor
 
 from . import validation
 from .backends import reference
-from .forms import FORMS
 from .ids import excluded_counts
-from .pointwise import POINTWISE, clamp
+from .joint import joint_scores
+from .pointwise import POINTWISE
 from .problem import Problem
 from .statistic import is_held, statistic, total, without_autocast
 
@@ -87,7 +87,8 @@ class PairwiseScores:
     def joint(self) -> Tensor:
         """(N,) scores of the joint pairs, clamped as the others are. Raises ValueError where a row has none."""
         self._need_positives()
-        return _joint(self._problem)
+        with without_autocast(self._problem.x.device):
+            return joint_scores(self._problem)
 
     @property
     def marginal(self) -> "PairwiseScores":
@@ -140,7 +141,7 @@ class PairwiseScores:
         return self._with(row_bias=row_bias if p.row_bias is None else p.row_bias + row_bias)
 
     def _statistic(self, fn: str, dims: str, backend: str | None) -> tuple[Tensor, Tensor]:
-        return statistic(self._problem.replace(fn=fn, dims=dims), backend)
+        return statistic(self._problem.replace(fn=fn, dims=dims), backend)[:2]
 
     def logsumexp(self, dim: Dim, backend: str | None = None) -> Tensor:
         """log sum exp over columns (dim 1, (N,)), rows (dim 0, (M,)) or all pairs (dim (0, 1), ()), in nats.
@@ -182,15 +183,14 @@ class PairwiseScores:
 
     def _cross_entropies(self, dims: str, backend: str | None) -> tuple[Tensor, Tensor]:
         self._need_positives()
-        p = self._problem.replace(fn="logsumexp", dims=dims)
+        p = self._problem.replace(fn="logsumexp", dims=dims, wants_joint=self._problem.form == "inner_product")
         joint_is_in = p.joint == "kept" or (p.joint == "counted" and p.row_ids is None)
-        # A column that several rows have for their positive would lose all of them.
-        from_others = joint_is_in and (dims == "rows" or p.positives is None)
-        if is_held(p, backend):
-            # Cast once for all, so that gradients are summed before they are rounded: that serves as well.
-            p, from_others = reference.cast(p), False
-        rows, columns = statistic(p.replace(joint="left_out") if from_others else p, backend)
-        joint = _joint(p)
+        # A column that several rows have for their positive would lose all of them. What is held is summed in the
+        # compute dtype anyway.
+        from_others = joint_is_in and (dims == "rows" or p.positives is None) and not is_held(p, backend)
+        rows, columns, joint = statistic(p.replace(joint="left_out") if from_others else p, backend)
+        if not p.wants_joint:
+            joint = self.joint
 
         def less_joint(sums: Tensor) -> Tensor:
             return POINTWISE["softplus"].value(sums - joint) if from_others else sums - joint
@@ -241,23 +241,6 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
-
-
-def _joint(problem: Problem) -> Tensor:
-    """(N,) scores of the joint pairs."""
-    p = reference.cast(problem)
-    n, m = p.shape
-    y, col_bias = p.y, p.col_bias
-    if p.positives is not None:
-        y, col_bias = y[p.positives], None if col_bias is None else col_bias[p.positives]
-    elif m > n:
-        y, col_bias = y[:n], None if col_bias is None else col_bias[:n]
-    with without_autocast(p.x.device):
-        s = FORMS[p.form].pairs(p.x, y, p.parameters)
-    for bias in (p.row_bias, col_bias):
-        if bias is not None:
-            s = s + bias
-    return clamp(s, p.lo, p.hi) if p.clamped else s
 
 
 def _logsumexp(values: Tensor) -> Tensor:
