@@ -10,8 +10,8 @@ from .forms import FORMS
 from .pointwise import clamp
 from .problem import Problem
 
-# Features of rows that are looked at together: some MB.
-_BLOCK = 2**20
+# Features of rows that are looked at together: 1 MB of them in the cache, and on a GPU enough to be worth a launch.
+_BLOCK, _BLOCK_ON_GPU = 2**18, 2**24
 
 
 def joint_scores(problem: Problem) -> Tensor:
@@ -39,7 +39,7 @@ def add_joint_gradients(problem: Problem, gradients: Sequence[Tensor | None], up
     """Adds `joint_gradients` to those of `gradients` that are there, in place and in some MB of memory."""
     dx, dy, drow, dcol, dscale = gradients
     (n, d), positives = problem.x.shape, problem.positives
-    step = max(_BLOCK // d, 1)
+    step = max((_BLOCK if problem.x.device.type == "cpu" else _BLOCK_ON_GPU) // d, 1)
     for rows in (slice(first, min(first + step, n)) for first in range(0, n, step)):
         g, of_x, of_y, of_scale = _gradients(_pairs(problem, rows), upstream[rows])
         for total, part in ((dx, of_x), (drow, g)):
