@@ -91,6 +91,17 @@ def vector(value: object, name: str, size: int, like: Tensor) -> Tensor:
     return value
 
 
+def probabilities(value: object, name: str, size: int, like: Tensor) -> Tensor:
+    """A floating tensor of shape (size,), none of it below 0, with sum 1 to within 1e-4."""
+    value = vector(value, name, size, like)
+    if torch.compiler.is_compiling() or _has_no_values(value):
+        return value
+    total = float(value.sum(dtype=compute_dtype(value.dtype)))
+    if not (value >= 0).all() or not abs(total - 1) <= 1e-4:
+        raise ValueError(f"{name} must be probabilities, at least 0 and with sum 1; got sum {total:.6g}")
+    return value
+
+
 def integers(value: object, name: str, size: int, like: Tensor) -> Tensor:
     """An integer tensor of shape (size,) on the device of `like`, as int64."""
     value = _of_shape(value, name, (size,), like)
