@@ -83,6 +83,14 @@ def positive(value: object, name: str) -> None:
         raise ValueError(f"{name} must be greater than 0, got {value!r}")
 
 
+def fraction(value: object, name: str) -> None:
+    """A number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {describe(value)}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+
+
 def vector(value: object, name: str, size: int, like: Tensor) -> Tensor:
     """A floating tensor of shape (size,) on the device of `like`."""
     value = _of_shape(value, name, (size,), like)
