@@ -48,7 +48,9 @@ class MultiTaskSimMIM(nn.Module):
     (C,), the class probabilities where the rows are drawn, or else of the batch's labels; it moves the information
     and not the gradients.
 
-    y None: no labels. The information is what the predictions tell of the inputs (bounds.prediction_information).
+    y None: no labels. The information is what the predictions tell of the inputs, H(mean p) - mean H(p)
+    (bounds.prediction_information). The source text's own formula, -sum p log p, is the second term alone
+    (bounds.conditional_entropy): one sure answer to everything makes it 0, and the first term keeps it from that.
 
     A head that is an nn.Linear never makes its logits for labelled rows: see linear_cross_entropy.
 
@@ -88,6 +90,9 @@ class MultiTaskSimMIM(nn.Module):
         if not batch:
             raise ValueError(f"batch must have one of the tasks {', '.join(self.heads)} or more, got none")
         self._check_tasks(batch, "batch")
+        for task, pair in batch.items():
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise TypeError(f"batch[{task!r}] must be a pair (x, y), got {validation.describe(pair)}")
         parts, information = [], {}
         for task, features in self._features(batch).items():
             reading = self._read(task, features, batch[task][1])
@@ -97,14 +102,11 @@ class MultiTaskSimMIM(nn.Module):
 
     def _features(self, batch: Mapping[str, tuple[Any, Tensor | None]]) -> dict[str, Tensor]:
         """The backbone's output for every task, made once for each input object."""
-        made: list[tuple[Any, Tensor]] = []
-        features = {}
-        for task, (x, _) in batch.items():
-            shared = [output for known, output in made if known is x]
-            if not shared:
-                made.append((x, self.backbone(x)))
-            features[task] = shared[0] if shared else made[-1][1]
-        return features
+        made: dict[int, Tensor] = {}
+        for x, _ in batch.values():
+            if id(x) not in made:
+                made[id(x)] = self.backbone(x)
+        return {task: made[id(x)] for task, (x, _) in batch.items()}
 
     def _read(self, task: str, features: Tensor, target: Tensor | None) -> _Reading:
         head = self.heads[task]

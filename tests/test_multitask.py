@@ -283,6 +283,11 @@ BAD = {
         ValueError,
         "batch must have tasks among a, b; got 'c'",
     ),
+    "no pair": (
+        lambda: build()({"a": inputs()}),
+        TypeError,
+        r"batch\['a'\] must be a pair \(x, y\), got a float64 tensor",
+    ),
     "a label too large": (
         lambda: build()({"a": (inputs(), LABELS["a"] + 1)}),
         ValueError,
