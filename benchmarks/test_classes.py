@@ -33,30 +33,30 @@ def test_linear_cross_entropy(benchmark):
     losses = {
         "ours": lambda x, weight: sk.linear_cross_entropy(x, weight, target),
         "ours, class weights and label smoothing": smoothed,
-        "torch": torchs(None),
         "torch, chunks of 128 rows": torchs(128),
+        "torch": torchs(None),
     }
-    seconds = interleaved_seconds(
-        {name: partial(forward_backward, loss, (x, weight)) for name, loss in losses.items()}, ROUNDS
-    )
+    passes = {name: partial(forward_backward, loss, (x, weight)) for name, loss in losses.items()}
+    # PyTorch chooses chunks of 4 rows here, and takes so long over them that one round must do.
+    once = interleaved_seconds({name: passes[name] for name in ("ours", "torch")}, 1)
+    del passes["torch"], losses["torch"]
+    seconds = interleaved_seconds(passes, ROUNDS)
+    chunked = zip(seconds["ours"], seconds["torch, chunks of 128 rows"], strict=True)
     found = {
         "case": "linear_cross_entropy over many classes",
         "n": N,
         "classes": CLASSES,
         "d": D,
         "threads": torch.get_num_threads(),
-        "seconds_of": {name: median(seconds[name]) for name in losses},
+        "seconds_of": {name: median(taken) for name, taken in seconds.items()} | {"torch": once["torch"][0]},
         "extra_mb_of": {name: extra_megabytes(loss, (x, weight)) for name, loss in losses.items()},
-        "over_torch": {
-            name: median(a / b for a, b in zip(seconds["ours"], seconds[name], strict=True))
-            for name in losses
-            if name.startswith("torch")
-        },
+        "over_torch": once["ours"][0] / once["torch"][0],
+        "over_torch_in_chunks_of_128": median(ours / theirs for ours, theirs in chunked),
         "ratio_bar": RATIO_BAR,
         "extra_mb_bar": MEGABYTES_BAR,
         "torch": torch.__version__,
     }
     benchmark.extra_info.update(found)
-    benchmark.pedantic(partial(forward_backward, losses["ours"], (x, weight)), rounds=1)
-    assert max(found["over_torch"].values()) <= RATIO_BAR, found
+    benchmark.pedantic(passes["ours"], rounds=1)
+    assert max(found["over_torch"], found["over_torch_in_chunks_of_128"]) <= RATIO_BAR, found
     assert all(found["extra_mb_of"][name] <= MEGABYTES_BAR for name in losses if name.startswith("ours")), found
