@@ -84,6 +84,13 @@ class PairwiseScores:
         return self._problem.compute_dtype
 
     @property
+    def positives(self) -> Tensor:
+        """(N,) int64, the column of each row's joint pair. Raises ValueError where a row has none."""
+        self._need_positives()
+        p = self._problem
+        return torch.arange(len(p.x), device=p.x.device) if p.positives is None else p.positives
+
+    @property
     def joint(self) -> Tensor:
         """(N,) scores of the joint pairs, clamped as the others are. Raises ValueError where a row has none."""
         self._need_positives()

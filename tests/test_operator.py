@@ -128,6 +128,10 @@ def losses():
         "dcl": (sk.dcl_loss, (x, y)),
         "supcon": (lambda x, y: sk.supcon_loss(x, labels) + 0 * y.sum(), (x, y)),
         "linear": (lambda x, y: sk.linear_cross_entropy(x, y, labels), (x, y)),
+        "linear, smoothed": (
+            lambda x, y: sk.linear_cross_entropy(x, y, labels, class_weight=labels + 1.0, label_smoothing=0.1),
+            (x, y),
+        ),
         "mlp": (mlp, (x, y)),
         "interpolated": (lambda x, y: sk.bounds.interpolated(sk.DotCritic(0.2)(x, y), 0.5, 1.0), (x, y)),
     }
@@ -138,7 +142,7 @@ def test_compile_fullgraph_with_dynamic_shapes(name):
     torch._dynamo.reset()
     f, (x, y) = losses()[name]
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager", dynamic=True)
-    sizes = ((6, 6),) if name in ("supcon", "linear") else ((6, 6), (9, 9))
+    sizes = ((6, 6),) if name in ("supcon", "linear", "linear, smoothed") else ((6, 6), (9, 9))
     for n, m in sizes:
         x, y = (torch.randn(k, 4).double().requires_grad_() for k in (n, m))
         got, want = compiled(x, y), f(x, y)
