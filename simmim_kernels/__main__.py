@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(info())
         return 0
     try:
-        from . import demo
+        from .demo import digits as demo
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRAS:
