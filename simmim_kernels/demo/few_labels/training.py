@@ -99,6 +99,8 @@ def fit(model: MultiTaskSimMIM, tasks: Mapping[str, Task], steps: int, seed: int
 
 @torch.no_grad()
 def read(model: MultiTaskSimMIM, name: str, task: Task) -> Reading:
-    predicted = model.heads[name](model.backbone(task.held_out_x)).argmax(1)
-    information = model({name: (task.held_out_x, task.held_out_y)}).information[name]
-    return Reading((predicted == task.held_out_y).float().mean().item(), information.item())
+    # The backbone's run over all that is held out costs as much as several steps: one is enough for both.
+    features = model.backbone(task.held_out_x)
+    accuracy = (model.heads[name](features).argmax(1) == task.held_out_y).float().mean()
+    after_backbone = MultiTaskSimMIM(nn.Identity(), {name: model.heads[name]})
+    return Reading(accuracy.item(), after_backbone({name: (features, task.held_out_y)}).information[name].item())
