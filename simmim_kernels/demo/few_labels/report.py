@@ -56,7 +56,7 @@ def sentence(way: str, other: str, compared: Sequence[Gain]) -> str:
     for verdict, chosen in verdicts.items():
         labels = ", ".join(str(gain.labels) for gain in chosen)
         most = max(chosen, key=lambda gain: abs(gain.mean))
-        size = f"{100 * most.mean:+.1f} ± {100 * most.spread:.1f} points"
+        size = f"{100 * most.mean:+.1f} +/- {100 * most.spread:.1f} points"
         parts.append(f"{verdict} at {labels} labels ({size}{' at most' if len(chosen) > 1 else ''})")
     return f"{way} against {other}: {'; '.join(parts)}"
 
@@ -82,7 +82,7 @@ def target_table(fits: Sequence[Fit], source: Task, task: Task, seeds: int) -> T
     before = _mean_and_spread(select(fits, source.name, None), lambda fit: _nats(fit.source), 2)
     table = Table(
         title=f"{task.name}, from {source.name}",
-        caption=f"held out; mean ± standard deviation of {seeds} seeds; at most log {task.classes} ="
+        caption=f"held out; mean +/- standard deviation of {seeds} seeds; at most log {task.classes} ="
         f" {log(task.classes):.2f} nats of the target; the source network has {before} of the source",
     )
     table.add_column("labels", justify="right")
@@ -134,4 +134,4 @@ def _nats(reading: Reading | None) -> float:
 
 def _mean_and_spread(fits: Sequence[Fit], value: Callable[[Fit], float], digits: int = 1) -> str:
     values = [value(fit) for fit in fits]
-    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+    return f"{mean(values):.{digits}f} +/- {stdev(values):.{digits}f}"
