@@ -158,9 +158,9 @@ def test_gain_is_paired_by_seed_and_judged_by_its_own_spread():
 @pytest.mark.parametrize(
     ("average", "spread", "verdict"),
     [
-        (0.03, 0.02, "helps"),
-        (-0.03, 0.02, "hurts"),
-        (0.03, 0.04, "makes no difference beyond the spread"),
+        (0.041, 0.02, "helps"),
+        (-0.041, 0.02, "hurts"),
+        (0.039, 0.02, "makes no difference beyond the spread"),
         (0.0, 0.0, "makes no difference beyond the spread"),
     ],
 )
@@ -169,9 +169,9 @@ def test_verdict(average, spread, verdict):
 
 
 def test_sentence_says_where_a_way_helps_and_where_not():
-    compared = [report.Gain(3, 0.2, 0.1), report.Gain(9, 0.1, 0.02), report.Gain(30, -0.04, 0.05)]
+    compared = [report.Gain(3, 0.2, 0.09), report.Gain(9, 0.1, 0.02), report.Gain(30, -0.04, 0.05)]
     assert report.sentence(COPY, SCRATCH, compared) == (
-        "copy and fine-tune against from scratch: helps at 3, 9 labels (+20.0 +/- 10.0 points at most); "
+        "copy and fine-tune against from scratch: helps at 3, 9 labels (+20.0 +/- 9.0 points at most); "
         "makes no difference beyond the spread at 30 labels (-4.0 +/- 5.0 points)"
     )
 
@@ -180,6 +180,15 @@ def test_gains_of_a_missing_seed_are_not_made_up():
     fits = made_up_fits({(SCRATCH, 3): [0.1, 0.2], (COPY, 3): [0.3]})
     with pytest.raises(ValueError, match="longer"):
         report.gains(fits, "sounds", COPY, SCRATCH)
+
+
+def test_digits_are_as_large_as_mnists(data):
+    for task in (data.mnist(), data.uci_digits()):
+        rows = (task.x[:, 0] > 0).any(dim=2).long()
+        heights = 28 - rows.argmax(dim=1) - rows.flip(1).argmax(dim=1)
+        assert heights.median() == heights.max() == 20, task.name
+    assert task.x.shape == (797, 1, 28, 28)
+    assert task.held_out_x.shape == (1000, 1, 28, 28)
 
 
 class Volume:

@@ -21,6 +21,7 @@ from ..mnist import SIDE, load_digits
 from .tasks import Task, Transfer, image_backbone, text_backbone
 
 SPLIT_SEED = 0
+DIGIT_SIDE = 20  # of the box that MNIST's digits fill, in pixels
 # The brain: voxels are 1 mm. Patches lie on a grid of this many mm, in axial slices of the left hemisphere (the
 # template is symmetric: the right one is its mirror image), before or behind a coronal plane.
 PATCH_STEP, CORONAL_PLANE = 5, 110
@@ -50,7 +51,10 @@ def mnist() -> Task:
 
 
 def uci_digits() -> Task:
-    """scikit-learn's digits, collected apart from MNIST, 8 x 8 pixels enlarged to 28 x 28; 1,000 held out."""
+    """scikit-learn's digits, collected apart from MNIST, of 8 x 8 pixels; 1,000 held out.
+
+    They fill their frame, where MNIST's fill the middle 20 x 20 of 28 x 28 pixels: enlarged to that, and padded.
+    """
     data = load_uci_digits()
     x, held_out_x, y, held_out_y = train_test_split(
         torch.from_numpy(data.images / 16).float(),
@@ -59,10 +63,13 @@ def uci_digits() -> Task:
         stratify=data.target,
         random_state=SPLIT_SEED,
     )
-    x, held_out_x = (
-        F.interpolate(images[:, None], (SIDE, SIDE), mode="bilinear", align_corners=False) for images in (x, held_out_x)
-    )
-    return Task("UCI digits", x, y, held_out_x, held_out_y)
+    return Task("UCI digits", _as_mnist(x), y, _as_mnist(held_out_x), held_out_y)
+
+
+def _as_mnist(images: Tensor) -> Tensor:
+    """(N, 8, 8) to (N, 1, 28, 28)."""
+    enlarged = F.interpolate(images[:, None], (DIGIT_SIDE, DIGIT_SIDE), mode="bilinear", align_corners=False)
+    return F.pad(enlarged, [(SIDE - DIGIT_SIDE) // 2] * 4)
 
 
 def brain_tissue() -> Task:
