@@ -94,15 +94,15 @@ def test_rows_and_columns_of_very_different_size(spread, columns_differ, way):
 
 
 @every_way
-@pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=4)), ids=str)
+@pytest.mark.parametrize(
+    "needs", [needs for needs in itertools.product([False, True], repeat=4) if any(needs)], ids=str
+)
 def test_only_the_gradients_that_are_wanted(needs, way):
     case = Case(37, 53, 5, torch.float32, biases=True)
     case.tensors["col_bias"].requires_grad_(False)
     for name, need in zip(("x", "y", "row_bias", "scale"), needs, strict=True):
         case.tensors[name].requires_grad_(need)
     wanted = {name: tensor for name, tensor in case.tensors.items() if tensor.requires_grad}
-    if not wanted:
-        return
     wide = {name: tensor.detach().double().requires_grad_(name in wanted) for name, tensor in case.tensors.items()}
     truth_of = {name: tensor for name, tensor in wide.items() if name in wanted}
     for fn, dim in (("logsumexp", 1), ("softplus", (0, 1))):
