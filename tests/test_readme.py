@@ -8,7 +8,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 def test_snippets():
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(snippets) == 3
+    assert len(snippets) == README.read_text().count("```python") > 0
     namespace: dict = {}
     for snippet in snippets:
         exec(compile(snippet, str(README), "exec"), namespace)
