@@ -1,4 +1,4 @@
-"""The command line: simmim-kernels demo, simmim-kernels info."""
+"""The command line: simmim-kernels demo, simmim-kernels estimate, simmim-kernels info."""
 
 import argparse
 import sys
@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 from .backends import backends
+from .estimation import CRITICS, TRANSFORMS, DataError
 from .info import info
 
 _EXTRAS = ("matplotlib", "mlxtend", "rich", "sklearn")
+_ESTIMATE_EXTRAS = ("pyarrow", "rich")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "info":
         print(info())
         return 0
+    if arguments.command == "estimate":
+        return _estimate(arguments)
     try:
         from . import demo
     except ModuleNotFoundError as error:
@@ -31,6 +35,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     del options["command"]
     try:
         demo.run(demo.Settings(**options))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _estimate(arguments: argparse.Namespace) -> int:
+    options = vars(arguments)
+    del options["command"]
+    try:
+        from . import estimate_command
+
+        estimate_command.run(estimate_command.Settings(**options))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _ESTIMATE_EXTRAS:
+            raise
+        print(f'simmim-kernels estimate needs {missing}: pip install "simmim_kernels[estimate]"', file=sys.stderr)
+        return 2
+    except DataError as error:
+        print(f"simmim-kernels estimate: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     return 0
@@ -77,7 +102,66 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where manifold.png and metrics.json go (default: %(default)s)",
     )
+    _add_estimate(commands)
     return parser
+
+
+def _add_estimate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    estimate = commands.add_parser(
+        "estimate",
+        help="mutual information between the paired rows of two files",
+        description="Mutual information between the paired rows of two files: trained critics, read by several bounds "
+        "on pairs that they never saw.",
+    )
+    for name in ("x", "y"):
+        estimate.add_argument(
+            name, metavar=name.upper(), help="a .npy, .npz (FILE.npz:NAME), .csv or .parquet file, a sample a row"
+        )
+    estimate.add_argument(
+        "--folds",
+        type=_integer(2),
+        default=5,
+        metavar="N",
+        help="critics, each trained without a fold of the rows and read on it (default: %(default)s)",
+    )
+    estimate.add_argument(
+        "--seed", type=_integer(0), default=0, metavar="N", help="of the folds and the first critic; the next has N + 1"
+    )
+    estimate.add_argument(
+        "--critic",
+        choices=CRITICS,
+        default=CRITICS[0],
+        help="two networks compared by distance, or one network of every pair, slower (default: %(default)s)",
+    )
+    estimate.add_argument(
+        "--transform",
+        choices=TRANSFORMS,
+        default=TRANSFORMS[0],
+        help="of each column: normal quantiles of ranks, or zero mean and unit deviation (default: %(default)s)",
+    )
+    estimate.add_argument(
+        "--batch-size", type=_integer(2), metavar="N", help="pairs a training step (default: 512, or 128 with mlp)"
+    )
+    estimate.add_argument(
+        "--max-steps",
+        type=_integer(0),
+        default=2000,
+        metavar="N",
+        help="of a training stage that does not stop by itself (default: %(default)s)",
+    )
+    estimate.add_argument(
+        "--device",
+        type=_device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda or cuda:INDEX (default: %(default)s)",
+    )
+    estimate.add_argument(
+        "--backend", type=_backend, help=f"{' or '.join(backends())} (default: the first that can run the problem)"
+    )
+    estimate.add_argument("--bits", action="store_true", help="report bits instead of nats")
+    estimate.add_argument(
+        "--json", metavar="PATH", help="write the results there as JSON, or to standard output alone where it is -"
+    )
 
 
 def _integer(least: int, most: int | None = None) -> Callable[[str], int]:
