@@ -30,10 +30,12 @@ LEAST_ROWS_PER_FOLD = 20
 _DEFAULT_BATCH = {"separable": 512, "mlp": 128}
 _HIDDEN = {"separable": 256, "mlp": 64}
 _FEATURES = 32
-_VALIDATION_SHARE, _MOST_VALIDATION_ROWS = 1 / 8, 4096
+# An eighth of the rows to validate on, but 100 where there are few, of which a choice among critics needs that many;
+# and never more than a third.
+_VALIDATION_SHARE, _FEW_VALIDATION_ROWS, _MOST_VALIDATION_ROWS = 1 / 8, 100, 4096
 # Beyond these, time would grow with the square of the rows and the interval is already narrow.
 _MOST_TEST_ROWS, _MOST_REFERENCE_ROWS = 16384, 16384
-_MOST_QUANTILES = 65536
+_MOST_QUANTILES, _MOST_SYMBOLS = 65536, 16
 _CHECK_EVERY, _PATIENCE, _LEAST_GAIN = 20, 10, 1e-3
 _DECAY_OF_AVERAGE, _WEIGHT_DECAY = 0.98, 1e-2
 _LINEAR_RATE, _RATE = 5e-3, 1e-3
@@ -126,20 +128,22 @@ def estimate(
     """I(X; Y) in nats from paired samples x (N, dx) and y (N, dy): numpy arrays or tensors, (N,) being (N, 1).
 
     Cross-fitting: the rows are shuffled into `folds` disjoint folds, and each is read by a critic of its own,
-    trained on seven eighths of the other rows and stopped and chosen on the last eighth of them, the validation
-    rows. So every pair is read once, by a critic that it had no part in. Fold k has seed `seed` + k for its
-    initial weights, batches and validation rows.
+    trained on most of the other rows and stopped and chosen on the rest of those, the validation rows: an eighth of
+    them, or 100 where that is more, but no more than a third. So every pair is read once, by a critic that it had
+    no part in. Fold k has seed `seed` + k for its initial weights, batches and validation rows.
 
     Training maximises InfoNCE, in two stages: `linear` embeddings first, whose critic contains that of correlated
-    Gaussians, then networks added to them ("full"). Of all checks, and of the untrained critic, which reads 0, the
-    one with the highest InfoNCE on the validation rows is kept; a stage ends after 200 steps without a gain of
-    1e-3 nats there, or after `max_steps`. critic="mlp" is a network on concatenated pairs, in one stage and slower.
+    Gaussians, then networks added to them ("full"). Of all checks the one with the highest InfoNCE on the validation
+    rows is kept, or, where that is less than one standard error above 0, the untrained critic, which reads 0 by
+    every bound and without error; a stage ends after 200 steps without a gain of 1e-3 nats there, or after
+    `max_steps`. critic="mlp" is a network on concatenated pairs, in one stage and slower.
 
     The scores are calibrated by a function of x fitted on the rows that were not tested (held_out.calibrated_scores)
     and read by all BOUNDS from the same held-out pairs: at most 16,384 a fold.
 
     transform="rank" maps each column to normal quantiles of its rank among the training rows, which takes heavy
-    tails away and, being monotone in each column, changes no information (tied values stay tied). "standardise"
+    tails away and, being monotone in each column, changes no information (tied values stay tied); a column of 3 to
+    16 values gives indicators of them besides. "standardise"
     takes the mean away and divides by the standard deviation. Both are fitted on training rows alone.
 
     The 95% interval is the mean over folds +- 1.96 standard errors, by the influence of each held-out pair
@@ -269,7 +273,7 @@ class _Split:
 def _split(parts: list[np.ndarray], k: int, seed: int) -> _Split:
     """Row numbers of fold k: its own part to test on, the others shuffled into validation and training."""
     rest = np.random.default_rng(seed).permutation(np.concatenate(parts[:k] + parts[k + 1 :]))
-    held = min(round(_VALIDATION_SHARE * len(rest)), _MOST_VALIDATION_ROWS)
+    held = min(max(round(_VALIDATION_SHARE * len(rest)), _FEW_VALIDATION_ROWS), len(rest) // 3, _MOST_VALIDATION_ROWS)
     return _Split(rest[held:], rest[:held], parts[k][:_MOST_TEST_ROWS])
 
 
@@ -304,15 +308,21 @@ def _standardiser(train: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _ranker(train: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Normal quantiles of mid-ranks, linear between the values seen in training and constant beyond them."""
-    knots = []
-    for column in train[:_MOST_QUANTILES].T:
+    """Normal quantiles of mid-ranks, linear between the values seen in training and constant beyond them.
+
+    A column of 3 to 16 values also gives an indicator of each: they may be symbols, whose order says nothing.
+    """
+    knots, symbols = [], []
+    for k, column in enumerate(train[:_MOST_QUANTILES].T):
         seen, counts = np.unique(column, return_counts=True)
         rank = (counts.cumsum() - counts / 2) / counts.sum()
         knots.append((seen, torch.special.ndtri(torch.from_numpy(rank)).numpy()))
+        if 3 <= len(seen) <= _MOST_SYMBOLS:
+            symbols.append((k, seen))
 
     def apply(values: np.ndarray) -> np.ndarray:
-        return np.stack([np.interp(column, *knot) for column, knot in zip(values.T, knots, strict=True)], axis=1)
+        ranks = [np.interp(column, *knot)[:, None] for column, knot in zip(values.T, knots, strict=True)]
+        return np.concatenate([*ranks, *(values[:, k, None] == seen for k, seen in symbols)], axis=1)
 
     return apply
 
@@ -394,7 +404,7 @@ def _train(
         torch.manual_seed(seed)
         critic = _build(kind, data.x_train.shape[1], data.y_train.shape[1]).to(data.x_train.device)
     batches = _batches(len(data.x_train), batch_size, torch.Generator().manual_seed(seed), data.x_train.device)
-    best = _Best(0.0, "untrained", 0, copy.deepcopy(critic.state_dict()))
+    best = untrained = _Best(0.0, "untrained", 0, copy.deepcopy(critic.state_dict()))
     steps, stopped_early = 0, True
     for stage, parameters, rate in _stages(critic):
         optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=_WEIGHT_DECAY)
@@ -421,7 +431,16 @@ def _train(
         else:
             stopped_early = False
         critic.load_state_dict(best.state)
+    if best.value < _standard_error(critic, data.x_validation, data.y_validation):
+        best = untrained
+        critic.load_state_dict(best.state)
     return _Trained(critic, best, steps, stopped_early)
+
+
+def _standard_error(critic: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Of InfoNCE on these pairs, without which the best of many checks on noise would pass for information."""
+    _, influence = influences(calibrated_scores(critic, x, y, y))["infonce"]
+    return influence.std().item() / math.sqrt(len(influence))
 
 
 @torch.no_grad()
@@ -457,6 +476,12 @@ def _with_warnings(result: MutualInformationEstimate, x: np.ndarray, y: np.ndarr
         found.append(
             f"{repeated} pairs are exact repeats of others, so that test rows may have been trained on: "
             "remove them unless they are separate observations"
+        )
+    blind = sum(fold.best_stage == "untrained" for fold in result.folds)
+    if blind:
+        found.append(
+            f"{blind} of {len(result.folds)} critics found no information on their validation rows and read 0 exactly: "
+            "there is none, or too little for so few rows"
         )
     unfinished = sum(not fold.stopped_early for fold in result.folds)
     if unfinished:
