@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import bounds, validation
 from .critics import GaussianCritic, MLPCritic, SeparableCritic
-from .held_out import calibrated_scores, ceiling, influences
+from .held_out import calibrated_scores, influences
 
 BOUNDS = {
     "infonce": "lower bound, at most the ceiling",
@@ -142,9 +142,9 @@ def estimate(
     and read by all BOUNDS from the same held-out pairs: at most 16,384 a fold.
 
     transform="rank" maps each column to normal quantiles of its rank among the training rows, which takes heavy
-    tails away and, being monotone in each column, changes no information (tied values stay tied); a column of 3 to
-    16 values gives indicators of them besides. "standardise"
-    takes the mean away and divides by the standard deviation. Both are fitted on training rows alone.
+    tails away and, being monotone in each column, changes no information but beyond the training rows' range, where
+    it is constant; a column of 3 to 16 values gives indicators of them besides. "standardise" takes the mean away
+    and divides by the standard deviation. Both are fitted on training rows alone, so that the bounds hold for them.
 
     The 95% interval is the mean over folds +- 1.96 standard errors, by the influence of each held-out pair
     (held_out.influences). It covers the sampling of the held-out pairs, and by their spread the differences between
@@ -172,38 +172,24 @@ def estimate(
         "device": str(device),
     }
     parts = np.array_split(np.random.default_rng(seed).permutation(len(x)), folds)
-    reports, values, ceilings = [], [], []
+    reports, values = [], []
     for k in range(folds):
-        split = _split(parts, k, seed + k)
-        data = _prepare(x, y, split, transform, torch.device(device))
 
         def report(stage: str, step: int, value: float, k: int = k) -> None:
             if progress is not None:
                 progress(Progress(k, folds, stage, step, max_steps, value))
 
+        data = _prepare(x, y, _split(parts, k, seed + k), transform, torch.device(device))
         trained = _train(data, critic, batch_size, max_steps, seed + k, report)
         reference = torch.cat([data.y_train, data.y_validation])[:_MOST_REFERENCE_ROWS]
-        scores = calibrated_scores(trained.critic, data.x_test, data.y_test, reference)
-        values.append(influences(scores))
-        ceilings.append(ceiling(scores))
-        reports.append(
-            Fold(
-                seed + k,
-                len(data.x_train),
-                len(data.x_validation),
-                len(data.x_test),
-                trained.steps,
-                trained.best.stage,
-                trained.best.step,
-                trained.best.value,
-                trained.stopped_early,
-            )
-        )
+        values.append(influences(calibrated_scores(trained.critic, data.x_test, data.y_test, reference)))
+        reports.append(_report(seed + k, data, trained))
     found = {name: _pooled([fold[name] for fold in values]) for name in BOUNDS}
+    ceiling = float(np.mean([math.log(fold.test_rows) for fold in reports]))
     result = MutualInformationEstimate(
-        found, float(np.mean(ceilings)), len(x), (x.shape[1], y.shape[1]), tuple(reports), settings, ()
+        found, ceiling, len(x), (x.shape[1], y.shape[1]), tuple(reports), settings, warnings=()
     )
-    return _with_warnings(result, x, y)
+    return replace(result, warnings=tuple(_warnings(result, x, y)))
 
 
 def samples(value: Any, name: str) -> np.ndarray:
@@ -456,6 +442,20 @@ def _batches(rows: int, size: int, generator: torch.Generator, device: torch.dev
         yield from order[: rows - rows % size].split(size)
 
 
+def _report(seed: int, data: _Data, trained: _Trained) -> Fold:
+    return Fold(
+        seed=seed,
+        train_rows=len(data.x_train),
+        validation_rows=len(data.x_validation),
+        test_rows=len(data.x_test),
+        steps=trained.steps,
+        best_stage=trained.best.stage,
+        best_step=trained.best.step,
+        validation_infonce=trained.best.value,
+        stopped_early=trained.stopped_early,
+    )
+
+
 def _pooled(folds: list[tuple[float, Tensor]]) -> BoundEstimate:
     """The mean over folds, with the standard error of all held-out pairs together."""
     per_fold = tuple(value for value, _ in folds)
@@ -464,7 +464,7 @@ def _pooled(folds: list[tuple[float, Tensor]]) -> BoundEstimate:
     return BoundEstimate(value, error, value - _NORMAL_QUANTILE * error, value + _NORMAL_QUANTILE * error, per_fold)
 
 
-def _with_warnings(result: MutualInformationEstimate, x: np.ndarray, y: np.ndarray) -> MutualInformationEstimate:
+def _warnings(result: MutualInformationEstimate, x: np.ndarray, y: np.ndarray) -> list[str]:
     found = []
     if result.saturated:
         found.append(
@@ -489,7 +489,7 @@ def _with_warnings(result: MutualInformationEstimate, x: np.ndarray, y: np.ndarr
             f"{unfinished} of {len(result.folds)} critics were still training at max_steps, "
             f"{result.settings['max_steps']}: more steps may raise the bounds"
         )
-    return MutualInformationEstimate(**{**vars(result), "warnings": tuple(found)})
+    return found
 
 
 def _repeated_pairs(x: np.ndarray, y: np.ndarray) -> int:

@@ -3,8 +3,6 @@
 All in nats. Nothing here trains, and nothing holds a matrix of scores.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -57,8 +55,3 @@ def influences(scores: PairwiseScores) -> dict[str, tuple[float, Tensor]]:
         "js": (read["js"], js),
         "smile": (read["smile"], from_joint - ((rows_clamped + columns_clamped) / partition_clamped - 2)),
     }
-
-
-def ceiling(scores: PairwiseScores) -> float:
-    """log M, which InfoNCE cannot exceed."""
-    return math.log(scores.shape[1])
