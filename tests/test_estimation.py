@@ -51,6 +51,16 @@ def test_independent_samples_read_zero(n, d):
         assert abs(found.value) < 0.05
 
 
+def test_luck_on_the_validation_rows_is_not_information(monkeypatch):
+    """Independent pairs so few that the best of the checks reads above 0 by chance, and far below on other rows."""
+    x, y = gaussians(100, 2, 0.0, seed=4)
+    result = sk.estimate(x, y, folds=2, max_steps=40)
+    assert result.nats == pytest.approx(0, abs=1e-6)
+    assert "2 of 2 critics found no information on their validation rows" in result.warnings[0]
+    monkeypatch.setattr(estimation, "_standard_error", lambda *_: 0.0)
+    assert sk.estimate(x, y, folds=2, max_steps=40).nats < -0.05
+
+
 def test_symbols_are_read_whatever_their_order():
     """Ten of them, in no order, kept with probability 0.8: the information by the table of joint probabilities."""
     rng = np.random.default_rng(0)
