@@ -35,11 +35,12 @@ PORTABLE = InstructionSet("portable", vector_bytes=16, block_rows=4)
 NEON = InstructionSet("neon", vector_bytes=16, block_rows=8)
 AVX2 = InstructionSet("avx2", 32, 6, "-mavx2 -mfma -mf16c")
 AVX512 = InstructionSet("avx512", 64, 12, "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mf16c")
+AVX512_BF16 = AVX512._replace(name="avx512_bf16", flags=f"{AVX512.flags} -mavx512bf16")
 
 # By the first word of the compiler's target; elsewhere PORTABLE alone. Weakest first: of the inline functions of the
 # standard library, which several objects hold, the linker keeps the first, and that must run on every processor.
 INSTRUCTION_SETS = {
-    "x86_64": [PORTABLE, AVX2, AVX512],
+    "x86_64": [PORTABLE, AVX2, AVX512, AVX512_BF16],
     "aarch64": [PORTABLE, NEON],
     "arm64": [PORTABLE, NEON],
 }

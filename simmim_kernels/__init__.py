@@ -21,6 +21,7 @@ from .losses import (
     supcon_loss,
 )
 from .models import MutualInformation, SimMIM, SimMIMOutput
+from .multitask import MultiTaskOutput, MultiTaskSimMIM, transfer
 from .scores import PairwiseScores
 from .version import __version__
 
@@ -34,6 +35,8 @@ __all__ = [
     "InfoNCELoss",
     "LinearCrossEntropyLoss",
     "MLPCritic",
+    "MultiTaskOutput",
+    "MultiTaskSimMIM",
     "MutualInformation",
     "MutualInformationEstimate",
     "NTXentLoss",
@@ -54,5 +57,6 @@ __all__ = [
     "nt_xent_loss",
     "siglip_loss",
     "supcon_loss",
+    "transfer",
     "use_backend",
 ]

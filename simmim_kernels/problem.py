@@ -53,13 +53,16 @@ class Problem:
     hi: float = math.inf
     joint: str = "counted"
     """How the joint pairs enter: "counted" as any pair, "left_out" always, "kept" whatever the ids say."""
+    wants_joint: bool = False
+    """Whether the joint scores of an inner product are wanted beside the statistic; no backend's business."""
 
     def arguments(self) -> tuple:
         """The fields in the order of the operator's schema."""
         return tuple(getattr(self, name) for name in _FIELDS)
 
     def replace(self, **changes: Any) -> "Problem":
-        return dataclasses.replace(self, **changes)
+        # A third of what dataclasses.replace takes, and small batches are all overhead.
+        return Problem(**{**self.__dict__, **changes})
 
     @property
     def shape(self) -> tuple[int, int]:

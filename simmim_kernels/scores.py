@@ -8,11 +8,11 @@ from torch import Tensor
 
 from . import validation
 from .backends import reference
-from .forms import FORMS
 from .ids import excluded_counts
-from .pointwise import POINTWISE, clamp
+from .joint import joint_scores
+from .pointwise import POINTWISE
 from .problem import Problem
-from .statistic import statistic, total, without_autocast
+from .statistic import is_held, statistic, total, without_autocast
 
 # Counting pairs looks at every subset of the exclusions, so their number is limited.
 _MOST_EXCLUSIONS = 6
@@ -84,22 +84,18 @@ class PairwiseScores:
         return self._problem.compute_dtype
 
     @property
+    def positives(self) -> Tensor:
+        """(N,) int64, the column of each row's joint pair. Raises ValueError where a row has none."""
+        self._need_positives()
+        p = self._problem
+        return torch.arange(len(p.x), device=p.x.device) if p.positives is None else p.positives
+
+    @property
     def joint(self) -> Tensor:
         """(N,) scores of the joint pairs, clamped as the others are. Raises ValueError where a row has none."""
         self._need_positives()
-        p = reference.cast(self._problem)
-        n, m = p.shape
-        y, col_bias = p.y, p.col_bias
-        if p.positives is not None:
-            y, col_bias = y[p.positives], None if col_bias is None else col_bias[p.positives]
-        elif m > n:
-            y, col_bias = y[:n], None if col_bias is None else col_bias[:n]
-        with without_autocast(p.x.device):
-            s = FORMS[p.form].pairs(p.x, y, p.parameters)
-        for bias in (p.row_bias, col_bias):
-            if bias is not None:
-                s = s + bias
-        return clamp(s, p.lo, p.hi) if p.clamped else s
+        with without_autocast(self._problem.x.device):
+            return joint_scores(self._problem)
 
     @property
     def marginal(self) -> "PairwiseScores":
@@ -152,7 +148,7 @@ class PairwiseScores:
         return self._with(row_bias=row_bias if p.row_bias is None else p.row_bias + row_bias)
 
     def _statistic(self, fn: str, dims: str, backend: str | None) -> tuple[Tensor, Tensor]:
-        return statistic(self._problem.replace(fn=fn, dims=dims), backend)
+        return statistic(self._problem.replace(fn=fn, dims=dims), backend)[:2]
 
     def logsumexp(self, dim: Dim, backend: str | None = None) -> Tensor:
         """log sum exp over columns (dim 1, (N,)), rows (dim 0, (M,)) or all pairs (dim (0, 1), ()), in nats.
@@ -176,6 +172,41 @@ class PairwiseScores:
         if count is None:
             return total - self.count(dim).clamp(min=1).to(self.dtype).log()
         return total - math.log(max(count, 1))
+
+    def cross_entropy(self, dim: int, backend: str | None = None) -> Tensor:
+        """(N,) logsumexp(dim) - joint, in nats: -log of the joint pair's share of its row (dim 1) or column (dim 0).
+
+        Made of the other pairs alone, as softplus(their log-sum-exp - joint): where the joint pair holds nearly all of
+        a row, neither the value nor a gradient is a difference of near equals, which half precision would lose.
+        """
+        dims = validation.dimension(dim)
+        if dims == "total":
+            raise ValueError(f"dim must be 0 or 1, got {dim!r}")
+        return self._cross_entropies(dims, backend)[1 if dims == "columns" else 0]
+
+    def cross_entropies(self, backend: str | None = None) -> tuple[Tensor, Tensor]:
+        """cross_entropy(1) and cross_entropy(0) from one pass over the scores."""
+        return self._cross_entropies("both", backend)
+
+    def _cross_entropies(self, dims: str, backend: str | None) -> tuple[Tensor, Tensor]:
+        self._need_positives()
+        p = self._problem.replace(fn="logsumexp", dims=dims, wants_joint=self._problem.form == "inner_product")
+        joint_is_in = p.joint == "kept" or (p.joint == "counted" and p.row_ids is None)
+        # A column that several rows have for their positive would lose all of them. What is held is summed in the
+        # compute dtype anyway.
+        from_others = joint_is_in and (dims == "rows" or p.positives is None) and not is_held(p, backend)
+        rows, columns, joint = statistic(p.replace(joint="left_out") if from_others else p, backend)
+        if not p.wants_joint:
+            joint = self.joint
+
+        def less_joint(sums: Tensor) -> Tensor:
+            return POINTWISE["softplus"].value(sums - joint) if from_others else sums - joint
+
+        if p.wants_rows:
+            rows = less_joint(rows)
+        if p.wants_columns:
+            columns = less_joint(columns[: len(joint)] if p.positives is None else columns[p.positives])
+        return rows, columns
 
     def sum(self, dim: Dim, fn: str = "softplus", backend: str | None = None) -> Tensor:
         """Sum of a pointwise function of the scores: softplus, square, log1mexp or identity.

@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 
 from .backends import BACKENDS, asked_for, reference, select
+from .joint import add_joint_gradients, joint_gradients, joint_scores
 from .problem import Problem, total_gradient_dtype
 from .second_derivatives import second_derivatives
 
 _PROBLEM = (
     "Tensor x, Tensor y, Tensor[] parameters, Tensor? row_bias, Tensor? col_bias, Tensor? positives, "
-    "Tensor? row_ids, Tensor? col_ids, str form, str fn, str dims, float lo, float hi, str joint"
+    "Tensor? row_ids, Tensor? col_ids, str form, str fn, str dims, float lo, float hi, str joint, bool wants_joint"
 )
 
 _library = torch.library.Library("simmim_kernels", "DEF")
-_library.define(f"statistic({_PROBLEM}, str backend) -> (Tensor rows, Tensor columns)")
+_library.define(f"statistic({_PROBLEM}, str backend) -> (Tensor rows, Tensor columns, Tensor joint)")
 _library.define(
     f"statistic_backward({_PROBLEM}, str backend, Tensor rows, Tensor columns, Tensor grad_rows, "
-    "Tensor grad_columns, bool[] needs) -> Tensor[]"
+    "Tensor grad_columns, Tensor grad_joint, bool[] needs) -> Tensor[]"
 )
 _library.define(f"total({_PROBLEM}, str backend, bool[] needs) -> (Tensor value, Tensor[] gradients)")
 
@@ -38,11 +39,13 @@ HELD_SCORES = 2**16
 _TENSORS = 7
 
 
-def statistic(problem: Problem, backend: str | None = None) -> tuple[Tensor, Tensor]:
-    """Row and column values of a validated problem, differentiable; empty where `dims` does not ask for them."""
-    if asked_for(backend)[0] is None and _is_cheaper_held(problem):
+def statistic(problem: Problem, backend: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and column values and joint scores of a validated problem, differentiable; empty where not asked for."""
+    if is_held(problem, backend):
         with without_autocast(problem.x.device):
-            return reference.forward(problem)
+            # Cast once for all, so that gradients are summed before they are rounded.
+            problem = reference.cast(problem)
+            return *reference.forward(problem), _joint(problem)
     arguments = (*problem.arguments(), select(problem, backend))
     if torch.compiler.is_compiling() and not _wants_gradients(problem):
         # torch.compile mistakes the arguments of an autograd.Function with setup_context that needs no gradient.
@@ -52,21 +55,20 @@ def statistic(problem: Problem, backend: str | None = None) -> tuple[Tensor, Ten
 
 def total(problem: Problem, backend: str | None = None) -> Tensor:
     """The sum of the row values of a validated problem with a pointwise function, differentiable."""
-    held = asked_for(backend)[0] is None and _is_cheaper_held(problem)
-    if held or not _wants_gradients(problem):
+    if is_held(problem, backend) or not _wants_gradients(problem):
         return statistic(problem, backend)[0].sum()
     needs = [t is not None and t.requires_grad for t in problem.differentiable]
     settings, tensors = _arguments_of_function((*problem.arguments(), select(problem, backend)))
     return PairwiseTotal.apply(settings, needs, *tensors)[0]
 
 
-def _is_cheaper_held(problem: Problem) -> bool:
+def is_held(problem: Problem, backend: str | None = None) -> bool:
     """Whether the scores are so few that PyTorch's autograd may keep them: that takes less than making them twice.
 
-    Not with exclusions: PyTorch's own log-sum-exp has NaN for the gradient of an empty row.
+    Not where a backend was asked for, nor with exclusions: PyTorch's log-sum-exp has NaN for an empty row's gradient.
     """
     n, m = problem.shape
-    all_pairs = problem.joint == "counted" and problem.row_ids is None
+    all_pairs = asked_for(backend)[0] is None and problem.joint == "counted" and problem.row_ids is None
     return all_pairs and problem.form == "inner_product" and n * m <= HELD_SCORES
 
 
@@ -74,7 +76,11 @@ def _wants_gradients(problem: Problem) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in problem.differentiable)
 
 
-def _apply(arguments: tuple) -> tuple[Tensor, Tensor]:
+def _joint(problem: Problem) -> Tensor:
+    return joint_scores(problem) if problem.wants_joint else problem.x.new_empty(0, dtype=problem.compute_dtype)
+
+
+def _apply(arguments: tuple) -> tuple[Tensor, Tensor, Tensor]:
     """PairwiseStatistic on the operator's arguments."""
     settings, tensors = _arguments_of_function(arguments)
     return PairwiseStatistic.apply(settings, *tensors)
@@ -102,18 +108,20 @@ def without_autocast(device: torch.device):
     return nullcontext()
 
 
-def _forward(*arguments) -> tuple[Tensor, Tensor]:
+def _forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
     *fields, backend = arguments
     problem = Problem(*fields)
     with without_autocast(problem.x.device):
-        return BACKENDS[backend].forward(problem)
+        return *BACKENDS[backend].forward(problem), _joint(problem)
 
 
 def _backward(*arguments) -> list[Tensor]:
-    *fields, backend, rows, columns, grad_rows, grad_columns, needs = arguments
+    *fields, backend, rows, columns, grad_rows, grad_columns, grad_joint, needs = arguments
     problem = Problem(*fields)
     with without_autocast(problem.x.device):
         found = BACKENDS[backend].backward(problem, rows, columns, grad_rows, grad_columns, needs)
+        if len(grad_joint):
+            add_joint_gradients(problem, found, grad_joint)
     return _without_none(problem, _cast(problem, found))
 
 
@@ -140,18 +148,18 @@ def _total(*arguments) -> tuple[Tensor, list[Tensor]]:
     return value, _without_none(problem, _cast(problem, found, total_gradient_dtype))
 
 
-def _fake_forward(*arguments) -> tuple[Tensor, Tensor]:
+def _fake_forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
     problem = Problem(*arguments[:-1])
     n, m = problem.shape
 
     def values(wanted: bool, size) -> Tensor:
         return problem.x.new_empty(size if wanted else 0, dtype=problem.compute_dtype)
 
-    return values(problem.wants_rows, n), values(problem.wants_columns, m)
+    return values(problem.wants_rows, n), values(problem.wants_columns, m), values(problem.wants_joint, n)
 
 
 def _fake_backward(*arguments) -> list[Tensor]:
-    *fields, _, _, _, _, _, needs = arguments
+    *fields, _, _, _, _, _, _, needs = arguments
     problem = Problem(*fields)
     return [
         problem.x.new_empty(0) if tensor is None or not needed else tensor.new_empty(tensor.shape)
@@ -171,7 +179,7 @@ def _fake_total(*arguments) -> tuple[Tensor, list[Tensor]]:
     return problem.x.new_empty((), dtype=problem.compute_dtype), _without_none(problem, gradients)
 
 
-def _autograd_forward(*arguments) -> tuple[Tensor, Tensor]:
+def _autograd_forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
     """For those who call torch.ops.simmim_kernels.statistic themselves."""
     if _wants_gradients(Problem(*arguments[:-1])):
         return _apply(arguments)
@@ -211,13 +219,21 @@ def _among_inputs(gradients: Sequence[Tensor], needs: Sequence[bool]) -> tuple:
 
 
 def _differentiate(settings: tuple, needs: list[bool], statistics: tuple, tensors: Sequence) -> Sequence[Tensor]:
-    if torch.is_grad_enabled():
-        return PairwiseStatisticBackward.apply(settings, needs, *statistics, *tensors)
-    return torch.ops.simmim_kernels.statistic_backward(*_operands(tensors), *settings, *statistics, needs)
+    """Gradients from statistics = (rows, columns, grad_rows, grad_columns, grad_joint)."""
+    if not torch.is_grad_enabled():
+        return torch.ops.simmim_kernels.statistic_backward(*_operands(tensors), *settings, *statistics, needs)
+    *statistics_alone, grad_joint = statistics
+    found = PairwiseStatisticBackward.apply(settings, needs, *statistics_alone, *tensors)
+    problem = Problem(*_operands(tensors), *settings[:-1])
+    if not problem.wants_joint:
+        return found
+    with without_autocast(problem.x.device):
+        of_joint = joint_gradients(problem, grad_joint)
+    return [a + b.to(a.dtype) if need else a for a, b, need in zip(found, of_joint, needs, strict=True)]
 
 
 class PairwiseStatistic(torch.autograd.Function):
-    """(settings, x, y, row_bias, col_bias, positives, row_ids, col_ids, *parameters) -> (rows, columns)"""
+    """(settings, x, y, row_bias, col_bias, positives, row_ids, col_ids, *parameters) -> (rows, columns, joint)"""
 
     @staticmethod
     def forward(settings, *tensors):
@@ -226,19 +242,20 @@ class PairwiseStatistic(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.settings, *tensors = inputs
-        ctx.save_for_backward(*tensors, *output)
+        ctx.save_for_backward(*tensors, *output[:2])
 
     @staticmethod
-    def backward(ctx, grad_rows, grad_columns):
+    def backward(ctx, grad_rows, grad_columns, grad_joint):
         *tensors, rows, columns = ctx.saved_tensors
         needs = _needs(ctx.needs_input_grad[1:])
-        found = _differentiate(ctx.settings, needs, (rows, columns, grad_rows, grad_columns), tensors)
+        statistics = (rows, columns, grad_rows, grad_columns, grad_joint)
+        found = _differentiate(ctx.settings, needs, statistics, tensors)
         return None, *_among_inputs(found, needs)
 
     @staticmethod
     def vmap(info, in_dims, *arguments):
         outputs = _loop_over_batch(PairwiseStatistic, info, in_dims, arguments)
-        return outputs, (0, 0)
+        return outputs, (0, 0, 0)
 
 
 class PairwiseStatisticBackward(torch.autograd.Function):
@@ -249,11 +266,8 @@ class PairwiseStatisticBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(settings, needs, rows, columns, grad_rows, grad_columns, *tensors):
-        return tuple(
-            torch.ops.simmim_kernels.statistic_backward(
-                *_operands(tensors), *settings, rows, columns, grad_rows, grad_columns, needs
-            )
-        )
+        statistics = (rows, columns, grad_rows, grad_columns, rows.new_empty(0))
+        return tuple(torch.ops.simmim_kernels.statistic_backward(*_operands(tensors), *settings, *statistics, needs))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -294,7 +308,7 @@ class PairwiseTotal(torch.autograd.Function):
         if torch.is_grad_enabled() or any(need and not had for need, had in zip(needs, ctx.made, strict=True)):
             # For second derivatives the gradients are made anew, as those of row sums with one upstream gradient.
             nothing = upstream.new_empty(0)
-            statistics = (nothing, nothing, upstream.expand(len(tensors[0])), nothing)
+            statistics = (nothing, nothing, upstream.expand(len(tensors[0])), nothing, nothing)
             return None, None, *_among_inputs(_differentiate(ctx.settings, needs, statistics, tensors), needs)
         differentiable = Problem(*_operands(tensors), *ctx.settings[:-1]).differentiable
         found = [g if t is None else (g * upstream).to(t.dtype) for g, t in zip(made, differentiable, strict=True)]

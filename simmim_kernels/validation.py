@@ -83,11 +83,30 @@ def positive(value: object, name: str) -> None:
         raise ValueError(f"{name} must be greater than 0, got {value!r}")
 
 
+def fraction(value: object, name: str) -> None:
+    """A number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {describe(value)}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+
+
 def vector(value: object, name: str, size: int, like: Tensor) -> Tensor:
     """A floating tensor of shape (size,) on the device of `like`."""
     value = _of_shape(value, name, (size,), like)
     if value.dtype not in FLOATING:
         raise TypeError(f"{name} must have a floating dtype, got {describe(value)}")
+    return value
+
+
+def probabilities(value: object, name: str, size: int, like: Tensor) -> Tensor:
+    """A floating tensor of shape (size,), none of it below 0, with sum 1 to within 1e-4."""
+    value = vector(value, name, size, like)
+    if torch.compiler.is_compiling() or _has_no_values(value):
+        return value
+    total = float(value.sum(dtype=compute_dtype(value.dtype)))
+    if not (value >= 0).all() or not abs(total - 1) <= 1e-4:
+        raise ValueError(f"{name} must be probabilities, at least 0 and with sum 1; got sum {total:.6g}")
     return value
 
 

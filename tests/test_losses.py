@@ -1,5 +1,6 @@
 """Every loss against the formula of the library that it stands in for, dense, value and gradient."""
 
+import contextlib
 import math
 
 import pytest
@@ -12,6 +13,8 @@ import simmim_kernels as sk
 N, D = 11, 6
 LABELS = torch.tensor([0, 3, 0, 1, 1, 0, 7, 2, 2, 9, 1])
 TARGET = torch.tensor([0, 3, -100, 10, 2, 2, -100, 1, 12, 0, 5])
+# Multiples of 1/8: the same in every dtype.
+CLASS_WEIGHT = torch.arange(13) / 8
 
 
 def cross_entropy(s, label, reduction):
@@ -83,6 +86,21 @@ def linear(t, reduction):
     return F.cross_entropy(F.linear(t["x"], t["weight"], t["class_bias"]), TARGET, reduction=reduction)
 
 
+def linear_weighted(t, reduction):
+    s = F.linear(t["x"], t["weight"])
+    return F.cross_entropy(s, TARGET, CLASS_WEIGHT.to(s.dtype), reduction=reduction)
+
+
+def linear_smoothed(t, reduction):
+    s = F.linear(t["x"], t["weight"], t["class_bias"])
+    return F.cross_entropy(s, TARGET, reduction=reduction, label_smoothing=0.3)
+
+
+def linear_weighted_and_smoothed(t, reduction):
+    s = F.linear(t["x"], t["weight"], t["class_bias"])
+    return F.cross_entropy(s, TARGET, CLASS_WEIGHT.to(s.dtype), reduction=reduction, label_smoothing=0.1)
+
+
 # name -> (ours, dense)
 LOSSES = {
     "clip": (lambda t, r: sk.clip_loss(t["x"], t["y"], t["scale"], reduction=r), clip),
@@ -102,6 +120,22 @@ LOSSES = {
     "linear_cross_entropy": (
         lambda t, r: sk.linear_cross_entropy(t["x"], t["weight"], TARGET, t["class_bias"], reduction=r),
         linear,
+    ),
+    "linear_cross_entropy, class weights": (
+        lambda t, r: sk.linear_cross_entropy(t["x"], t["weight"], TARGET, reduction=r, class_weight=CLASS_WEIGHT),
+        linear_weighted,
+    ),
+    "linear_cross_entropy, smoothed": (
+        lambda t, r: sk.linear_cross_entropy(
+            t["x"], t["weight"], TARGET, t["class_bias"], reduction=r, label_smoothing=0.3
+        ),
+        linear_smoothed,
+    ),
+    "linear_cross_entropy, class weights and smoothed": (
+        lambda t, r: sk.linear_cross_entropy(
+            t["x"], t["weight"], TARGET, t["class_bias"], -100, r, CLASS_WEIGHT, label_smoothing=0.1
+        ),
+        linear_weighted_and_smoothed,
     ),
 }
 
@@ -174,10 +208,103 @@ def test_modules_are_the_functions():
             sk.LinearCrossEntropyLoss(reduction="sum")(x, weight, TARGET, bias),
             sk.linear_cross_entropy(x, weight, TARGET, bias, reduction="sum"),
         ),
+        (
+            sk.LinearCrossEntropyLoss(5, class_weight=CLASS_WEIGHT, label_smoothing=0.2)(
+                x, weight, TARGET.clamp(min=0)
+            ),
+            sk.linear_cross_entropy(
+                x, weight, TARGET.clamp(min=0), None, 5, class_weight=CLASS_WEIGHT, label_smoothing=0.2
+            ),
+        ),
     ]
     for got, want in pairs:
         assert torch.equal(got, want)
     assert "temperature=0.2" in repr(sk.NTXentLoss(0.2))
+
+
+def test_class_weights_belong_to_their_module():
+    loss = sk.LinearCrossEntropyLoss(class_weight=CLASS_WEIGHT)
+    assert torch.equal(loss.state_dict()["class_weight"], CLASS_WEIGHT)
+    assert loss.double().class_weight.dtype == torch.float64
+    assert sk.LinearCrossEntropyLoss().state_dict() == {}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("n", "classes", "d"), [(1, 1, 1), (1, 17, 3), (65, 127, 33), (129, 2, 7)])
+def test_linear_cross_entropy_is_that_of_torch(n, classes, d, weighted, smoothing, reduction, small_tiles):
+    """F.linear_cross_entropy has been there since torch 2.13."""
+    if not hasattr(F, "linear_cross_entropy"):
+        pytest.skip("this torch has no F.linear_cross_entropy")
+    g = torch.Generator().manual_seed(n)
+    leaves = [
+        torch.randn(*shape, generator=g, dtype=torch.float64).requires_grad_()
+        for shape in ((n, d), (classes, d), (classes,))
+    ]
+    target = torch.randint(0, classes, (n,), generator=g)
+    target[1::5] = 7000
+    weight = torch.rand(classes, generator=g, dtype=torch.float64) if weighted else None
+    x, w, b = leaves
+    got = sk.linear_cross_entropy(x, w, target, b, 7000, reduction, weight, smoothing)
+    options = {"weight": weight, "label_smoothing": smoothing, "ignore_index": 7000, "reduction": reduction}
+    want = F.linear_cross_entropy(x, w, target, linear_bias=b, **options)
+    upstream = torch.linspace(0.5, 1.5, want.numel(), dtype=torch.float64).reshape(want.shape)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+    for found, truth in zip(*(torch.autograd.grad(v, leaves, upstream) for v in (got, want)), strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_linear_cross_entropy_has_the_right_derivatives(smoothing):
+    leaves = [tensors(torch.float64)[name] for name in ("x", "weight", "class_bias")]
+
+    def loss(x, weight, bias):
+        return sk.linear_cross_entropy(x, weight, TARGET, bias, class_weight=CLASS_WEIGHT, label_smoothing=smoothing)
+
+    torch.autograd.gradcheck(loss, leaves)
+    torch.autograd.gradgradcheck(loss, leaves)
+
+
+def test_linear_cross_entropy_under_autocast():
+    """As the linear layer's product would be: in bfloat16, smoothing included, with the loss in float32."""
+    t = {name: value.detach() for name, value in tensors(torch.float32).items()}
+    arguments = (TARGET, t["class_bias"])
+    with torch.autocast("cpu", torch.bfloat16):
+        got = sk.linear_cross_entropy(t["x"], t["weight"], *arguments, label_smoothing=0.3)
+    want = sk.linear_cross_entropy(t["x"].bfloat16(), t["weight"].bfloat16(), *arguments, label_smoothing=0.3)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ignored_rows_have_no_gradient(weighted, smoothing):
+    t = tensors(torch.float64)
+    weight = CLASS_WEIGHT if weighted else None
+    for target in (TARGET, torch.full((N,), -100)):
+        for reduction in ("mean", "sum"):
+            loss = sk.linear_cross_entropy(
+                t["x"], t["weight"], target, None, -100, reduction, weight, label_smoothing=smoothing
+            )
+            dx, dweight = torch.autograd.grad(loss, (t["x"], t["weight"]))
+            assert (dx[target == -100] == 0).all()
+            assert torch.isfinite(dx).all()
+            assert torch.isfinite(dweight).all()
+        if (target == -100).all():
+            assert (dweight == 0).all()
+            assert loss == 0
+
+
+def test_rows_whose_class_weighs_nothing_have_no_mean():
+    t = tensors(torch.float64)
+    weight = torch.ones(13, dtype=torch.float64)
+    weight[4] = 0
+    target = torch.full((N,), 4)
+    arguments = (t["x"], t["weight"], target, None, -100)
+    assert sk.linear_cross_entropy(*arguments, "mean", weight).isnan()
+    assert F.cross_entropy(t["x"] @ t["weight"].T, target, weight).isnan()
+    assert sk.linear_cross_entropy(*arguments, "sum", weight) == 0
 
 
 def test_info_nce_module_learns_a_temperature():
@@ -209,3 +336,30 @@ def test_rows_without_a_positive_contribute_nothing():
 
 def test_nt_xent_of_one_pair_is_zero():
     assert sk.nt_xent_loss(torch.randn(1, 3), torch.randn(1, 3)).abs() < 1e-6
+
+
+@pytest.mark.parametrize("backend", ["held", *BACKENDS])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["clip", "info_nce", "nt_xent", "linear_cross_entropy"])
+def test_half_precision_gradients_of_a_converged_model(name, dtype, backend, hold):
+    """Joint pairs hold all but some 1e-4 of their rows: gradients are what is left, not differences of roundings."""
+    backend = hold() if backend == "held" else backend
+    g = torch.Generator().manual_seed(0)
+    x = F.normalize(torch.randn(N, 64, generator=g), dim=1)
+    y = F.normalize(x + 0.05 * torch.randn(N, 64, generator=g), dim=1)
+    classes = F.normalize(torch.randn(13, 64, generator=g), dim=1)
+    if name == "linear_cross_entropy":
+        x = 12 * (classes[TARGET.clamp(min=0)] + 0.05 * torch.randn(N, 64, generator=g))
+    leaves = {k: v.to(dtype).requires_grad_() for k, v in {"x": x, "y": y, "weight": classes}.items()}
+    constants = {"scale": torch.tensor(12.0), "temperature": torch.tensor(1 / 12), "class_bias": torch.zeros(13)}
+    wide = {k: v.detach().double().requires_grad_() for k, v in leaves.items()}
+    ours, dense = LOSSES[name]
+    used = ("x", "weight" if name == "linear_cross_entropy" else "y")
+    with contextlib.nullcontext() if backend is None else sk.use_backend(backend):
+        value = ours(leaves | constants, "sum")
+    want = dense(wide | {k: v.double() for k, v in constants.items()}, "sum")
+    assert want < 0.02
+    # Scaled up, so that no float16 gradient is denormal.
+    found, truth = (torch.autograd.grad(2**10 * v, [t[k] for k in used]) for v, t in ((value, leaves), (want, wide)))
+    for got, true in zip(found, truth, strict=True):
+        assert (got.double() - true).norm() <= 2 * torch.finfo(dtype).eps * true.norm()

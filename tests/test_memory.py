@@ -23,6 +23,9 @@ LOSSES = {
     "supcon": lambda x, y: sk.supcon_loss(x + y, torch.arange(len(x)) % 100),
     "dcl": sk.dcl_loss,
     "smile": lambda x, y: -sk.bounds.smile(sk.GaussianCritic()(x, y)),
+    "linear cross entropy": lambda x, y: sk.linear_cross_entropy(
+        x, y, torch.arange(len(x)), class_weight=torch.ones(len(y)), label_smoothing=0.1
+    ),
     "false negatives": lambda x, y: (
         -sk.bounds.infonce(
             sk.DotCritic()(x, y).exclude(torch.arange(len(x)) % 50, torch.arange(len(x)) % 50, keep_joint=True)

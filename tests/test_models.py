@@ -30,6 +30,7 @@ def test_every_bound_by_name():
         ("interpolated", {"alpha": 0.5, "log_baseline": 0.0}),
         ("leave_one_out", {}),
         ("club", {}),
+        ("barber_agakov", {"prior": torch.ones(32) / 32}),
     ):
         critic = sk.DotCritic(0.3)
         got = sk.MutualInformation(critic, bound, **params)(x, y)

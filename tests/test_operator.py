@@ -32,18 +32,19 @@ def mlp_case():
 @pytest.mark.parametrize(("fn", "dims"), [("logsumexp", "both"), ("softplus", "rows"), ("square", "columns")])
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_opcheck(options, fn, dims, backend):
-    p = problem(Case(6, 9, 4, WIDEST[backend], **options), fn=fn, dims=dims)
+    p = problem(Case(6, 9, 4, WIDEST[backend], **options), fn=fn, dims=dims, wants_joint=fn == "logsumexp")
     opcheck(torch.ops.simmim_kernels.statistic.default, (*p.arguments(), backend))
     detached = p.replace(
         **{k: v.detach() for k, v in vars(p).items() if isinstance(v, torch.Tensor)},
         parameters=[t.detach() for t in p.parameters],
     )
     opcheck(torch.ops.simmim_kernels.statistic.default, (*detached.arguments(), backend))
-    rows, columns = torch.ops.simmim_kernels.statistic(*detached.arguments(), backend)
+    statistics = torch.ops.simmim_kernels.statistic(*detached.arguments(), backend)
     needs = [t is not None for t in p.differentiable]
+    upstream = [torch.ones_like(t) for t in statistics]
     opcheck(
         torch.ops.simmim_kernels.statistic_backward.default,
-        (*detached.arguments(), backend, rows, columns, torch.ones_like(rows), torch.ones_like(columns), needs),
+        (*detached.arguments(), backend, *statistics[:2], *upstream, needs),
     )
     if fn != "logsumexp":
         opcheck(torch.ops.simmim_kernels.total.default, (*detached.replace(dims="rows").arguments(), backend, needs))
@@ -74,7 +75,7 @@ def test_a_total_whose_gradients_are_wanted_later_than_made():
 
 def test_calling_the_operator_itself_gives_gradients():
     case = Case(6, 9, 4)
-    rows, _ = torch.ops.simmim_kernels.statistic(*problem(case).arguments(), "tiled")
+    rows, *_ = torch.ops.simmim_kernels.statistic(*problem(case).arguments(), "tiled")
     wide = case.upcast()
     want = gradients(case.statistic(wide, "logsumexp", 1).sum(), wide)
     for name, got in gradients(rows.sum(), case.tensors).items():
@@ -93,8 +94,8 @@ def test_gradcheck_and_second_derivatives(options, backend, small_tiles, monkeyp
     def f(*tensors):
         case.tensors = dict(zip(names, tensors, strict=True))
         scores = case.scores(sk)
-        rows, columns = scores.logsumexps(backend=backend)
-        return rows, columns, scores.sum(1, fn="softplus", backend=backend), scores.sum((0, 1), "square", backend)
+        values = *scores.logsumexps(backend=backend), *scores.cross_entropies(backend=backend)
+        return *values, scores.sum(1, fn="softplus", backend=backend), scores.sum((0, 1), "square", backend)
 
     inputs = tuple(case.tensors.values())
     assert torch.autograd.gradcheck(f, inputs)
@@ -127,6 +128,10 @@ def losses():
         "dcl": (sk.dcl_loss, (x, y)),
         "supcon": (lambda x, y: sk.supcon_loss(x, labels) + 0 * y.sum(), (x, y)),
         "linear": (lambda x, y: sk.linear_cross_entropy(x, y, labels), (x, y)),
+        "linear, smoothed": (
+            lambda x, y: sk.linear_cross_entropy(x, y, labels, class_weight=labels + 1.0, label_smoothing=0.1),
+            (x, y),
+        ),
         "mlp": (mlp, (x, y)),
         "interpolated": (lambda x, y: sk.bounds.interpolated(sk.DotCritic(0.2)(x, y), 0.5, 1.0), (x, y)),
     }
@@ -137,7 +142,7 @@ def test_compile_fullgraph_with_dynamic_shapes(name):
     torch._dynamo.reset()
     f, (x, y) = losses()[name]
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager", dynamic=True)
-    sizes = ((6, 6),) if name in ("supcon", "linear") else ((6, 6), (9, 9))
+    sizes = ((6, 6),) if name in ("supcon", "linear", "linear, smoothed") else ((6, 6), (9, 9))
     for n, m in sizes:
         x, y = (torch.randn(k, 4).double().requires_grad_() for k in (n, m))
         got, want = compiled(x, y), f(x, y)
@@ -203,7 +208,7 @@ def test_vmap_and_per_example_gradients():
     x, y = torch.randn(3, 6, 4).double(), torch.randn(3, 6, 4).double()
 
     def f(x, y):
-        return sk.DotCritic()(x, y).logsumexp(1).sum()
+        return sk.DotCritic()(x, y).cross_entropy(1).sum()
 
     assert_close(torch.vmap(f)(x, y), torch.stack([f(a, b) for a, b in zip(x, y, strict=True)]))
     got = torch.vmap(torch.func.grad(f), in_dims=(0, None))(x, y[0])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from truth import BACKENDS, Case, assert_close, gradients
+from truth import BACKENDS, Case, assert_close, gradients, weighted
 
 import simmim_kernels as sk
 
@@ -56,6 +56,43 @@ def test_joint(options):
     found, truth = gradients(got.sin().sum(), case.tensors), gradients(want.sin().sum(), wide)
     for name in truth:
         assert_close(found[name], truth[name], name=name)
+
+
+@pytest.mark.parametrize("backend", ["held", *BACKENDS])
+@pytest.mark.parametrize("options", [*OPTIONS, {"clamp": (-0.3, 0.4), "biases": True}], ids=str)
+@pytest.mark.parametrize(("n", "m"), [(12, 15), (15, 15)])
+def test_cross_entropy(n, m, options, backend, hold):
+    """The log-sum-exp less the joint score, whatever is excluded and of whatever it is made."""
+    backend = hold() if backend == "held" else backend
+    case = Case(n, m, 4, **options)
+    wide = case.upcast()
+    column = torch.arange(n) if case.column is None else case.column
+    joint, s = case.dense(wide)[torch.arange(n), column], case.dense(wide).masked_fill(case.mask(), -math.inf)
+    want = s.logsumexp(1) - joint, s.logsumexp(0)[column] - joint
+    scores = case.scores(sk)
+    both = scores.cross_entropies(backend=backend)
+    alone = [scores.cross_entropy(dim, backend=backend) for dim in (1, 0)]
+    for got, again, value in zip(both, alone, want, strict=True):
+        assert_close(got.detach(), value.detach())
+        assert_close(again.detach(), value.detach())
+    found = gradients(weighted(both[0]) + weighted(both[1].sin()), case.tensors)
+    truth = gradients(weighted(want[0]) + weighted(want[1].sin()), wide)
+    for name in truth:
+        assert_close(found[name], truth[name], name=name)
+
+
+@pytest.mark.parametrize("backend", ["held", *BACKENDS])
+def test_cross_entropy_of_a_pair_without_others_is_zero(backend, hold):
+    backend = hold() if backend == "held" else backend
+    case = Case(1, 1, 3)
+    rows, columns = case.scores(sk).cross_entropies(backend=backend)
+    assert rows == columns == 0
+    assert all((gradient == 0).all() for gradient in gradients(rows.sum() + columns.sum(), case.tensors).values())
+
+
+def test_cross_entropy_needs_one_direction():
+    with pytest.raises(ValueError, match=r"dim must be 0 or 1, got \(0, 1\)"):
+        Case(4, 4, 2).scores(sk).cross_entropy((0, 1))
 
 
 def test_shape_repr_and_dtype():

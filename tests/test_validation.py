@@ -164,6 +164,26 @@ CALLS = {
         ValueError,
         r"bias must have shape \(6,\)",
     ),
+    "class_weight": (
+        lambda: sk.linear_cross_entropy(X, Y, torch.ones(6).long(), class_weight=torch.ones(4)),
+        ValueError,
+        r"class_weight must have shape \(6,\)",
+    ),
+    "integer class_weight": (
+        lambda: sk.linear_cross_entropy(X, Y, torch.ones(6).long(), class_weight=torch.ones(6).long()),
+        TypeError,
+        "class_weight must have a floating dtype",
+    ),
+    "label_smoothing": (
+        lambda: sk.linear_cross_entropy(X, Y, torch.ones(6).long(), label_smoothing=1.5),
+        ValueError,
+        r"label_smoothing must be in \[0, 1\], got 1.5",
+    ),
+    "label_smoothing of a Module": (
+        lambda: sk.LinearCrossEntropyLoss(label_smoothing="much"),
+        TypeError,
+        "label_smoothing must be a number, got str 'much'",
+    ),
     "temperature": (lambda: sk.nt_xent_loss(X, Y, 0.0), ValueError, "temperature must be greater than 0, got 0.0"),
     "temperature of a Module": (lambda: sk.DCLLoss(-1.0), ValueError, "temperature must be greater than 0"),
     "temperature of a critic": (

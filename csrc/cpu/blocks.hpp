@@ -5,6 +5,9 @@
 
 #include <cstdint>
 #include <cstring>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #include "simmim_cpu.h"
 
@@ -26,32 +29,57 @@ template <class T> inline Vector<T> all(T value) { return value - Vector<T>{}; }
 
 inline int64_t round_up(int64_t size, int64_t step) { return (size + step - 1) / step * step; }
 
+// The upper half of a float32.
+struct bfloat16 {
+  uint16_t bits;
+};
+
+// How numbers of a type are multiplied: `step` neighbours along the depth of a product at once, into sums of type Sum.
+template <class E> struct Operand {
+  using Sum = E;
+  static constexpr int step = 1;
+  static Vector<E> product_added(Vector<E> sum, const E *a, Vector<E> b) { return sum + *a * b; }
+  static Vector<E> vector(const E *from) { return load(from); }
+};
+#ifdef __AVX512BF16__
+template <> struct Operand<bfloat16> {
+  using Sum = float;
+  static constexpr int step = 2;
+  static Vector<float> product_added(Vector<float> sum, const bfloat16 *a, __m512bh b) {
+    int pair;
+    std::memcpy(&pair, a, sizeof pair);
+    return (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), b);
+  }
+  static __m512bh vector(const bfloat16 *from) { return (__m512bh)_mm512_loadu_si512(from); }
+};
+#endif
+template <class E> using Sum = typename Operand<E>::Sum;
+
 // A block is SIMMIM_BLOCK_ROWS x two vectors of sums: as many as fit in the registers beside their operands.
 constexpr int block_rows = SIMMIM_BLOCK_ROWS;
-template <class T> constexpr int block_columns = 2 * Vectors<T>::lanes;
+template <class E> constexpr int block_columns = 2 * Vectors<Sum<E>>::lanes;
 
-// c = a @ b, or c += a @ b, for a block of c: a has a row every `a_row` and a column every `a_depth` elements, b is
-// packed, one row of the block after the other.
-template <class T>
-inline void multiply_block(int64_t depth, const T *a, int64_t a_row, int64_t a_depth, const T *b, T *c, int64_t c_row,
-                           bool add) {
-  constexpr int lanes = Vectors<T>::lanes;
-  Vector<T> sums[block_rows][2];
+// c = a @ b, or c += a @ b, for a block of c: a has a row every `a_row` numbers and a step of its depth every `a_step`,
+// b is packed, one step of its block after the other.
+template <class E>
+inline void multiply_block(int64_t depth, const E *a, int64_t a_row, int64_t a_step, const E *b, Sum<E> *c,
+                           int64_t c_row, bool add) {
+  constexpr int step = Operand<E>::step, lanes = Vectors<Sum<E>>::lanes;
+  Vector<Sum<E>> sums[block_rows][2];
 #pragma GCC unroll 16
   for (int i = 0; i < block_rows; ++i) {
-    sums[i][0] = add ? load(c + i * c_row) : Vector<T>{};
-    sums[i][1] = add ? load(c + i * c_row + lanes) : Vector<T>{};
+    sums[i][0] = add ? load(c + i * c_row) : Vector<Sum<E>>{};
+    sums[i][1] = add ? load(c + i * c_row + lanes) : Vector<Sum<E>>{};
   }
-  for (int64_t k = 0; k < depth; ++k) {
-    const Vector<T> b0 = load(b), b1 = load(b + lanes);
+  for (int64_t k = 0; k < depth; k += step) {
+    const auto b0 = Operand<E>::vector(b), b1 = Operand<E>::vector(b + lanes * step);
 #pragma GCC unroll 16
     for (int i = 0; i < block_rows; ++i) {
-      const T value = a[i * a_row];
-      sums[i][0] += value * b0;
-      sums[i][1] += value * b1;
+      sums[i][0] = Operand<E>::product_added(sums[i][0], a + i * a_row, b0);
+      sums[i][1] = Operand<E>::product_added(sums[i][1], a + i * a_row, b1);
     }
-    a += a_depth;
-    b += 2 * lanes;
+    a += a_step;
+    b += 2 * lanes * step;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < block_rows; ++i) {
@@ -60,14 +88,14 @@ inline void multiply_block(int64_t depth, const T *a, int64_t a_row, int64_t a_d
   }
 }
 
-// c (rows, columns) = a @ b, or c += a @ b; rows and columns in whole blocks, b packed by slices of block_columns.
-// A slice of b stays in the cache while all rows go past it.
-template <class T>
-void multiply(int64_t rows, int64_t columns, int64_t depth, const T *a, int64_t a_row, int64_t a_depth, const T *b, T *c,
-              int64_t c_row, bool add) {
-  for (int64_t j = 0; j < columns; j += block_columns<T>)
+// c (rows, columns) = a @ b, or c += a @ b; rows and columns in whole blocks, depth in whole steps, b packed by slices
+// of block_columns. A slice of b stays in the cache while all rows go past it.
+template <class E>
+void multiply(int64_t rows, int64_t columns, int64_t depth, const E *a, int64_t a_row, int64_t a_step, const E *b,
+              Sum<E> *c, int64_t c_row, bool add) {
+  for (int64_t j = 0; j < columns; j += block_columns<E>)
     for (int64_t i = 0; i < rows; i += block_rows)
-      multiply_block(depth, a + i * a_row, a_row, a_depth, b + j * depth, c + i * c_row + j, c_row, add);
+      multiply_block(depth, a + i * a_row, a_row, a_step, b + j * depth, c + i * c_row + j, c_row, add);
 }
 
 inline float from_bits(uint32_t bits) {
@@ -85,19 +113,9 @@ inline float from_float16(uint16_t half) {
   return from_bits(bits | special | uint32_t(half & 0x8000) << 16);
 }
 
-// One feature as the compute type.
-template <class T> inline T feature(const void *features, int dtype, int64_t at) {
-  switch (dtype) {
-  case SIMMIM_FLOAT32:
-    return T(static_cast<const float *>(features)[at]);
-  case SIMMIM_FLOAT64:
-    return T(static_cast<const double *>(features)[at]);
-  case SIMMIM_BFLOAT16:  // the upper half of a float32
-    return T(from_bits(uint32_t(static_cast<const uint16_t *>(features)[at]) << 16));
-  default:
-    return T(from_float16(static_cast<const uint16_t *>(features)[at]));
-  }
-}
+inline float number(bfloat16 value) { return from_bits(uint32_t(value.bits) << 16); }
+inline float number(float value) { return value; }
+inline double number(double value) { return value; }
 
 // A strided matrix of features.
 struct Features {
@@ -106,31 +124,56 @@ struct Features {
   int64_t row, column;
 };
 
-// Rows [first, first + count) as (rows, width) of the compute type, zero beyond their end.
-template <class T>
-void unpack(const Features &f, int64_t first, int64_t count, int64_t rows, int64_t d, int64_t width, T *to) {
+template <class T> inline T feature(const Features &f, int64_t at) {
+  switch (f.dtype) {
+  case SIMMIM_FLOAT32:
+    return T(static_cast<const float *>(f.values)[at]);
+  case SIMMIM_FLOAT64:
+    return T(static_cast<const double *>(f.values)[at]);
+  case SIMMIM_BFLOAT16:
+    return T(number(static_cast<const bfloat16 *>(f.values)[at]));
+  default:
+    return T(from_float16(static_cast<const uint16_t *>(f.values)[at]));
+  }
+}
+// bfloat16 operands are made of bfloat16 features alone.
+template <> inline bfloat16 feature(const Features &f, int64_t at) { return static_cast<const bfloat16 *>(f.values)[at]; }
+
+// Whether features lie in memory as operands do.
+template <class E> bool as_they_are(const Features &f) {
+  return f.column == 1 && (sizeof(E) == sizeof(float) ? f.dtype == SIMMIM_FLOAT32 : sizeof(E) == sizeof(bfloat16));
+}
+
+// Rows [first, first + count) as operands (rows, width), zero beyond their end.
+template <class E>
+void unpack(const Features &f, int64_t first, int64_t count, int64_t rows, int64_t d, int64_t width, E *to) {
+  const bool copied = as_they_are<E>(f);
   for (int64_t i = 0; i < rows; ++i, to += width) {
     const int64_t at = (first + i) * f.row, have = i < count ? d : 0;
-    if (f.dtype == SIMMIM_FLOAT32 && f.column == 1 && sizeof(T) == sizeof(float))
-      std::memcpy(to, static_cast<const float *>(f.values) + at, have * sizeof(T));
+    if (copied)
+      std::memcpy(to, static_cast<const E *>(f.values) + at, have * sizeof(E));
     else
-      for (int64_t k = 0; k < have; ++k) to[k] = feature<T>(f.values, f.dtype, at + k * f.column);
-    for (int64_t k = have; k < width; ++k) to[k] = 0;
+      for (int64_t k = 0; k < have; ++k) to[k] = feature<E>(f, at + k * f.column);
+    for (int64_t k = have; k < width; ++k) to[k] = E{};
   }
 }
 
-// (rows, width) as the right operand of a product over its rows: slices of block_columns of its columns.
-template <class T> void pack(const T *from, int64_t rows, int64_t width, T *to) {
-  for (int64_t j = 0; j < width; j += block_columns<T>)
-    for (int64_t i = 0; i < rows; ++i, to += block_columns<T>)
-      std::memcpy(to, from + i * width + j, sizeof(T) * block_columns<T>);
+// (rows, width) among the `depth` rows of the right operand of a product over them: slices of block_columns of its
+// columns, each slice with one step of rows after the other.
+template <class E> void pack(const E *from, int64_t rows, int64_t width, int64_t depth, E *to) {
+  constexpr int step = Operand<E>::step, block = block_columns<E>;
+  for (int64_t k = 0; k < width; k += block, to += depth * block)
+    for (int64_t i = 0; i < rows; i += step)
+      for (int64_t c = 0; c < block; ++c)
+        for (int64_t s = 0; s < step; ++s) to[i * block + c * step + s] = from[(i + s) * width + k + c];
 }
 
-// The transpose of (rows, width), d of its columns, as the right operand of a product over those columns.
-template <class T> void pack_transposed(const T *from, int64_t rows, int64_t width, int64_t d, T *to) {
-  for (int64_t j = 0; j < rows; j += block_columns<T>)
-    for (int64_t k = 0; k < d; ++k)
-      for (int64_t i = 0; i < block_columns<T>; ++i) *to++ = from[(j + i) * width + k];
+// The transpose of (block_columns, width), `depth` of its columns, as a slice of the right operand of a product over
+// those columns.
+template <class E> void pack_transposed(const E *from, int64_t width, int64_t depth, E *to) {
+  constexpr int step = Operand<E>::step;
+  for (int64_t k = 0; k < depth; k += step)
+    for (int64_t i = 0; i < block_columns<E>; ++i, to += step) std::memcpy(to, from + i * width + k, step * sizeof(E));
 }
 
 }  // namespace SIMMIM_ISA

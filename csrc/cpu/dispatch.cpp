@@ -8,6 +8,9 @@
 #include "table.hpp"
 
 namespace portable { extern const Kernels table; }
+#ifdef SIMMIM_HAS_AVX512_BF16
+namespace avx512_bf16 { extern const Kernels table; }
+#endif
 #ifdef SIMMIM_HAS_AVX512
 namespace avx512 { extern const Kernels table; }
 #endif
@@ -25,13 +28,21 @@ struct Candidate {
   bool runs;
 };
 
+#ifdef SIMMIM_HAS_AVX512
+bool runs_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+#endif
+
 // Best first; the portable one runs wherever this file does.
 const Candidate *candidates() {
   static const Candidate all[] = {
+#ifdef SIMMIM_HAS_AVX512_BF16
+      {&avx512_bf16::table, runs_avx512() && __builtin_cpu_supports("avx512bf16")},
+#endif
 #ifdef SIMMIM_HAS_AVX512
-      {&avx512::table, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                           __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+      {&avx512::table, runs_avx512()},
 #endif
 #ifdef SIMMIM_HAS_AVX2
       {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},

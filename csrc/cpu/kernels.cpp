@@ -12,6 +12,8 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <type_traits>
+#include <vector>
 
 #include <omp.h>
 #if defined(__SSE2__)
@@ -27,6 +29,7 @@ namespace {
 
 // Multiples of every block's rows and columns. A strip and its tile stay in a core's own cache, a panel in the shared.
 constexpr int64_t strip_rows = 96, panel_step = 96, panel_columns = 960, panel_features = 960 * 512;
+static_assert(strip_rows % block_rows == 0 && panel_step % block_rows == 0 && panel_step % block_columns<float> == 0);
 
 // Spread of a tile's references for which one exponential serves rows and columns: in nats, far within float32.
 constexpr double shared_spread = 40;
@@ -70,88 +73,98 @@ template <class T> T most_of(Vector<T> v) {
 }
 template <class T> Vector<T> larger(Vector<T> a, Vector<T> b) { return a > b ? a : b; }
 
-// What a problem is, with its vectors in the compute type.
-template <class T> struct Typed {
+// What a problem is, with its vectors in the type of the sums.
+template <class E> struct Typed {
+  using T = Sum<E>;
   const simmim_problem &p;
   const T *row_bias, *col_bias;
-  T lo, hi;
+  T scale, lo, hi;
   bool clamped;
   Features x, y;
-  int64_t width;  // of features, in whole blocks
+  int64_t depth, width;  // of features, in whole steps and in whole blocks
 
   explicit Typed(const simmim_problem &problem)
       : p(problem), row_bias(static_cast<const T *>(p.row_bias)), col_bias(static_cast<const T *>(p.col_bias)),
-        lo(T(p.lo)), hi(T(p.hi)), clamped(p.lo > -infinity<double> || p.hi < infinity<double>),
+        scale(T(p.scale)), lo(T(p.lo)), hi(T(p.hi)), clamped(p.lo > -infinity<double> || p.hi < infinity<double>),
         x{p.x, p.dtype, p.x_row, p.x_column}, y{p.y, p.dtype, p.y_row, p.y_column},
-        width(round_up(p.d, block_columns<T>)) {}
+        depth(round_up(p.d, Operand<E>::step)), width(round_up(p.d, block_columns<E>)) {}
 
+  int threads() const { return std::max(1, p.threads); }
   int64_t columns_of_panel() const {
     const int64_t fit = panel_features / width / panel_step * panel_step;
     return std::min(round_up(p.m, panel_step), std::max(panel_step, std::min(panel_columns, fit)));
   }
-  int64_t rows_of_strip(int threads) const {
-    return std::min(strip_rows, round_up((p.n + threads - 1) / threads, block_rows));
+  int64_t rows_of_strip() const {
+    return std::min(strip_rows, round_up((p.n + threads() - 1) / threads(), block_rows));
   }
 };
 
-// A panel of y, ready for both of its products.
-template <class T> struct Panel {
-  int64_t first = 0, count = 0, columns = 0;  // columns: in whole blocks
-  Buffer<T> rows, packed, transposed, bias;
+// A panel of y, as the right operand of the scores' product and of dx's.
+template <class E> struct Panel {
+  int64_t first = 0, count = 0;
+  int64_t columns = 0, rows = 0;  // as columns of the scores, and as rows of dy, in whole blocks
+  Buffer<E> transposed, packed;
+  Buffer<Sum<E>> bias;
 
-  Panel(int64_t most, int64_t width, bool products)
-      : rows(allocate<T>(most * width)), packed(products ? allocate<T>(most * width) : nullptr),
-        transposed(allocate<T>(most * width)), bias(allocate<T>(most)) {}
+  Panel(const Typed<E> &t, bool differentiates)
+      : transposed(allocate<E>(t.columns_of_panel() * t.depth)),
+        packed(differentiates ? allocate<E>(t.columns_of_panel() * t.width) : nullptr),
+        bias(allocate<Sum<E>>(t.columns_of_panel())) {}
 };
 
-// A strip of rows and its tile of scores; a thread has one.
-template <class T> struct Strip {
+// A strip of rows and its tile of scores, which become weights; a thread has one.
+template <class E> struct Strip {
   int64_t first = 0, count = 0, rows = 0;  // rows: in whole blocks
   int64_t stride;
-  Buffer<T> x, scaled, packed, scores, gradient;
+  Buffer<E> x, packed;
+  Buffer<Sum<E>> scores, gradient;
   Buffer<uint8_t> mask;
+  // The weights as numbers to multiply, where scores are not: pairs along a row, and pairs along a column.
+  Buffer<E> by_row, by_column;
 
-  Strip(int64_t most, int64_t columns, int64_t width, bool products)
-      : stride(columns), x(allocate<T>(most * width)), scaled(allocate<T>(most * width)),
-        packed(products ? allocate<T>(most * width) : nullptr), scores(allocate<T>(most * columns)),
-        gradient(products ? allocate<T>(most * width) : nullptr), mask(allocate<uint8_t>(columns)) {}
+  Strip(const Typed<E> &t, bool differentiates) : stride(t.columns_of_panel()) {
+    const int64_t most = t.rows_of_strip();
+    x = allocate<E>(std::max<int64_t>(most, block_columns<E>) * t.width);  // which serves to pack y, too
+    scores = allocate<Sum<E>>(most * stride);
+    mask = allocate<uint8_t>(stride);
+    if (!differentiates) return;
+    packed = allocate<E>(most * t.width);
+    gradient = allocate<Sum<E>>(most * t.width);
+    if (Operand<E>::step == 1) return;
+    by_row = allocate<E>(most * stride);
+    by_column = allocate<E>(most * stride);
+  }
 };
 
-template <class T> void take_panel(const Typed<T> &t, Panel<T> &panel, int64_t first, bool products) {
-  const int64_t block = block_columns<T>, width = t.width;
+template <class E> void take_panel(const Typed<E> &t, Panel<E> &panel, Strip<E> &strip, int64_t first) {
+  constexpr int block = block_columns<E>;
 #pragma omp single
   {
     panel.first = first;
     panel.count = std::min(t.p.m - first, t.columns_of_panel());
     panel.columns = round_up(panel.count, block);
+    panel.rows = round_up(panel.count, block_rows);
     for (int64_t j = 0; j < panel.columns; ++j)
-      panel.bias[j] = t.col_bias && j < panel.count ? t.col_bias[first + j] : T(0);
+      panel.bias[j] = t.col_bias && j < panel.count ? t.col_bias[first + j] : Sum<E>(0);
   }
 #pragma omp for schedule(static)
   for (int64_t j = 0; j < panel.columns; j += block) {
-    T *rows = panel.rows.get() + j * width;
-    const int64_t have = std::clamp<int64_t>(panel.count - j, 0, block);
-    unpack(t.y, first + j, have, block, t.p.d, width, rows);
-    pack_transposed(rows, block, width, t.p.d, panel.transposed.get() + j * t.p.d);
-  }
-  if (products) {
-#pragma omp for schedule(static)
-    for (int64_t k = 0; k < width; k += block)
-      for (int64_t j = 0; j < panel.columns; ++j)
-        std::copy_n(panel.rows.get() + j * width + k, block, panel.packed.get() + k * panel.columns + j * block);
+    E *rows = strip.x.get();
+    unpack(t.y, first + j, std::clamp<int64_t>(panel.count - j, 0, block), block, t.p.d, t.width, rows);
+    pack_transposed(rows, t.width, t.depth, panel.transposed.get() + j * t.depth);
+    if (panel.packed) pack(rows, block, t.width, panel.columns, panel.packed.get() + j * block);
   }
 }
 
-template <class T> void take_strip(const Typed<T> &t, Strip<T> &strip, int64_t first, int64_t count) {
+template <class E> void take_strip(const Typed<E> &t, Strip<E> &strip, int64_t first, int64_t count) {
   strip.first = first;
   strip.count = count;
   strip.rows = round_up(count, block_rows);
   unpack(t.x, first, count, strip.rows, t.p.d, t.width, strip.x.get());
-  for (int64_t k = 0; k < strip.rows * t.width; ++k) strip.scaled[k] = strip.x[k] * T(t.p.scale);
 }
 
 // Which columns of a row are left out: false where none is.
-template <class T> bool mark_left_out(const Typed<T> &t, const Panel<T> &panel, int64_t row, uint8_t *mask) {
+template <class E> bool mark_left_out(const Typed<E> &t, const Panel<E> &panel, int64_t row, uint8_t *mask) {
   const simmim_problem &p = t.p;
   bool any = false;
   if (p.ids) {
@@ -171,23 +184,26 @@ template <class T> bool mark_left_out(const Typed<T> &t, const Panel<T> &panel, 
 }
 
 // Puts `fill` in the places of a row that are left out, and beyond its end.
-template <class T>
-void leave_out(const Typed<T> &t, const Panel<T> &panel, int64_t row, uint8_t *mask, T *values, int64_t end, T fill) {
+template <class E>
+void leave_out(const Typed<E> &t, const Panel<E> &panel, int64_t row, uint8_t *mask, Sum<E> *values, int64_t end,
+               Sum<E> fill) {
   if (mark_left_out(t, panel, row, mask))
     for (int64_t j = 0; j < panel.count; ++j) values[j] = mask[j] ? fill : values[j];
   for (int64_t j = panel.count; j < end; ++j) values[j] = fill;
 }
 
-// The tile's products; biases and clamp come row by row.
-template <class T> void multiply_tile(const Typed<T> &t, Strip<T> &strip, const Panel<T> &panel) {
-  multiply<T>(strip.rows, panel.columns, t.p.d, strip.scaled.get(), t.width, 1, panel.transposed.get(),
+// The tile's products; scale, biases and clamp come row by row.
+template <class E> void multiply_tile(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel) {
+  multiply<E>(strip.rows, panel.columns, t.depth, strip.x.get(), t.width, Operand<E>::step, panel.transposed.get(),
               strip.scores.get(), strip.stride, false);
 }
 
-template <class T> Vector<T> unclamped_score(const Panel<T> &panel, const T *scores, int64_t j, T bias) {
-  return load(scores + j) + (load(panel.bias.get() + j) + bias);
+template <class E>
+Vector<Sum<E>> unclamped_score(const Typed<E> &t, const Panel<E> &panel, const Sum<E> *scores, int64_t j, Sum<E> bias) {
+  return load(scores + j) * t.scale + (load(panel.bias.get() + j) + bias);
 }
-template <class T> Vector<T> clamped_score(const Typed<T> &t, Vector<T> s) {
+template <class E> Vector<Sum<E>> clamped_score(const Typed<E> &t, Vector<Sum<E>> s) {
+  using T = Sum<E>;
   if (!t.clamped) return s;
   const Vector<T> lo = all(t.lo), hi = all(t.hi);
   const Vector<T> below = s < lo ? lo : s;
@@ -229,9 +245,10 @@ template <class T> struct Sums {
 };
 
 // Log-sum-exps of the rows and of the columns of a tile, by one exponential where one reference serves all.
-template <class T>
-void add_exponentials(const Typed<T> &t, Strip<T> &strip, const Panel<T> &panel, Sums<T> rows, Sums<T> columns,
-                      bool want_rows, bool want_columns, T *column_most, T *column_sum) {
+template <class E>
+void add_exponentials(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, Sums<Sum<E>> rows,
+                      Sums<Sum<E>> columns, bool want_rows, bool want_columns, Sum<E> *column_most, Sum<E> *column_sum) {
+  using T = Sum<E>;
   constexpr int lanes = Vectors<T>::lanes;
   const int64_t n = panel.columns;
   T row_most[strip_rows];
@@ -239,7 +256,7 @@ void add_exponentials(const Typed<T> &t, Strip<T> &strip, const Panel<T> &panel,
   for (int64_t i = 0; i < strip.count; ++i) {
     T *s = strip.scores.get() + i * strip.stride;
     const T bias = t.row_bias ? t.row_bias[strip.first + i] : T(0);
-    for (int64_t j = 0; j < n; j += lanes) store(s + j, clamped_score(t, unclamped_score(panel, s, j, bias)));
+    for (int64_t j = 0; j < n; j += lanes) store(s + j, clamped_score(t, unclamped_score(t, panel, s, j, bias)));
     leave_out(t, panel, strip.first + i, strip.mask.get(), s, n, -infinity<T>);
     Vector<T> most = all(-infinity<T>);
     for (int64_t j = 0; j < n; j += lanes) {
@@ -284,14 +301,15 @@ void add_exponentials(const Typed<T> &t, Strip<T> &strip, const Panel<T> &panel,
     for (int64_t j = 0; j < panel.count; ++j) columns.add(j, shared ? most : column_most[j], column_sum[j]);
 }
 
-template <class T>
-void add_values(const Typed<T> &t, Strip<T> &strip, const Panel<T> &panel, T *rows, T *columns) {
+template <class E>
+void add_values(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, Sum<E> *rows, Sum<E> *columns) {
+  using T = Sum<E>;
   constexpr int lanes = Vectors<T>::lanes;
   for (int64_t i = 0; i < strip.count; ++i) {
     T *s = strip.scores.get() + i * strip.stride;
     const T bias = t.row_bias ? t.row_bias[strip.first + i] : T(0);
     for (int64_t j = 0; j < panel.columns; j += lanes)
-      store(s + j, function_of<T>(t.p.function, clamped_score(t, unclamped_score(panel, s, j, bias))));
+      store(s + j, function_of<T>(t.p.function, clamped_score(t, unclamped_score(t, panel, s, j, bias))));
     leave_out(t, panel, strip.first + i, strip.mask.get(), s, panel.columns, T(0));
     Vector<T> sum{};
     for (int64_t j = 0; j < panel.columns; j += lanes) {
@@ -302,81 +320,101 @@ void add_values(const Typed<T> &t, Strip<T> &strip, const Panel<T> &panel, T *ro
   }
 }
 
-// The strips of a thread: neighbours, and the same ones in every panel.
-struct Share {
-  int64_t first, last;
-  Share(int64_t strips) {
-    const int64_t team = omp_get_num_threads(), mine = omp_get_thread_num();
-    first = strips * mine / team;
-    last = strips * (mine + 1) / team;
-  }
-};
-
-template <class T> void forward(const simmim_problem &problem, T *rows, T *columns) {
-  const Typed<T> t(problem);
-  const int threads = std::max(1, problem.threads);
-  const int64_t n = problem.n, m = problem.m, height = t.rows_of_strip(threads), width = t.columns_of_panel();
-  const int64_t strips = (n + height - 1) / height;
-  const bool exponential = problem.function == SIMMIM_LOGSUMEXP;
-  Panel<T> panel(width, t.width, false);
-  const Buffer<T> row_most = allocate<T>(exponential && rows ? n : 0), shares = allocate<T>(2 * threads * width);
-  if (rows) std::fill_n(rows, n, T(0));
-  if (exponential && rows) std::fill_n(row_most.get(), n, -infinity<T>);
+// Walks all tiles: a job adds each to its share of the thread that made it, then merges the shares panel by panel.
+//
+// A thread's strips are neighbours, and the same ones in every panel.
+template <class E, class Job> void for_each_tile(const Typed<E> &t, Job &job) {
+  const simmim_problem &p = t.p;
+  const int64_t height = t.rows_of_strip(), width = t.columns_of_panel(), strips = (p.n + height - 1) / height;
+  Panel<E> panel(t, Job::differentiates);
+  job.shares.resize(t.threads());
   bool failed = false;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(t.threads())
   {
     const FlushDenormals flush;
-    std::unique_ptr<Strip<T>> strip;
-    Buffer<T> scratch;
+    const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
+    std::unique_ptr<Strip<E>> strip;
     try {
-      strip.reset(new Strip<T>(height, width, t.width, false));
-      scratch = allocate<T>(2 * width);
+      strip.reset(new Strip<E>(t, Job::differentiates));
+      job.shares[me].reset(new typename Job::Share(t, job));
     } catch (const std::bad_alloc &) {
 #pragma omp atomic write
       failed = true;
     }
 #pragma omp barrier
     if (!failed) {
-      const Share share(strips);
-      const int64_t team = omp_get_num_threads();
-      const auto share_of = [&](int64_t thread) {
-        return Sums<T>{shares.get() + 2 * thread * width, shares.get() + (2 * thread + 1) * width};
-      };
-      const Sums<T> mine = share_of(omp_get_thread_num()), by_row{row_most.get(), rows};
-      for (int64_t first = 0; first < m; first += width) {
-        take_panel(t, panel, first, false);
-        Sums<T>(mine).clear(width);
-        for (int64_t s = share.first; s < share.last; ++s) {
-          take_strip(t, *strip, s * height, std::min(height, n - s * height));
+      for (int64_t first = 0; first < p.m; first += width) {
+        take_panel(t, panel, *strip, first);
+        job.shares[me]->clear();
+        for (int64_t s = strips * me / team; s < strips * (me + 1) / team; ++s) {
+          take_strip(t, *strip, s * height, std::min(height, p.n - s * height));
           multiply_tile(t, *strip, panel);
-          if (exponential)
-            add_exponentials(t, *strip, panel, by_row, mine, rows != nullptr, columns != nullptr, scratch.get(),
-                             scratch.get() + width);
-          else
-            add_values(t, *strip, panel, rows, columns ? mine.total : nullptr);
+          job.add_tile(*strip, panel, *job.shares[me]);
         }
 #pragma omp barrier
-        if (columns) {
 #pragma omp for schedule(static)
-          for (int64_t j = 0; j < panel.count; ++j) {
-            Sums<T> merged = share_of(0);
-            for (int64_t k = 1; k < team; ++k) {
-              const Sums<T> other = share_of(k);
-              if (exponential)
-                merged.add(j, other.most[j], other.total[j]);
-              else
-                merged.total[j] += other.total[j];
-            }
-            columns[first + j] = exponential ? merged.result(j) : merged.total[j];
-          }
-        }
+        for (int64_t j = 0; j < panel.count; ++j) job.merge(panel, j, team);
       }
     }
   }
   if (failed) throw std::bad_alloc();
-  if (exponential && rows)
-    for (int64_t i = 0; i < n; ++i) rows[i] = Sums<T>{row_most.get(), rows}.result(i);
 }
+
+template <class E> struct Forward {
+  using T = Sum<E>;
+  static constexpr bool differentiates = false;
+
+  // Of the columns of a panel.
+  struct Share {
+    int64_t width;
+    Buffer<T> most, total, scratch;
+    Share(const Typed<E> &t, const Forward &)
+        : width(t.columns_of_panel()), most(allocate<T>(width)), total(allocate<T>(width)),
+          scratch(allocate<T>(2 * width)) {}
+    void clear() { sums().clear(width); }
+    Sums<T> sums() const { return {most.get(), total.get()}; }
+  };
+
+  const Typed<E> &t;
+  const bool exponential;
+  T *rows, *columns;
+  Buffer<T> row_most;
+  std::vector<std::unique_ptr<Share>> shares;
+
+  Forward(const Typed<E> &problem, T *row_values, T *column_values)
+      : t(problem), exponential(t.p.function == SIMMIM_LOGSUMEXP), rows(row_values), columns(column_values),
+        row_most(allocate<T>(exponential && rows ? t.p.n : 0)) {
+    if (rows) std::fill_n(rows, t.p.n, T(0));
+    if (exponential && rows) std::fill_n(row_most.get(), t.p.n, -infinity<T>);
+  }
+
+  void add_tile(Strip<E> &strip, const Panel<E> &panel, Share &mine) {
+    if (exponential)
+      add_exponentials(t, strip, panel, Sums<T>{row_most.get(), rows}, mine.sums(), rows != nullptr, columns != nullptr,
+                       mine.scratch.get(), mine.scratch.get() + mine.width);
+    else
+      add_values(t, strip, panel, rows, columns ? mine.total.get() : nullptr);
+  }
+
+  void merge(const Panel<E> &panel, int64_t j, int64_t team) {
+    if (!columns) return;
+    Sums<T> merged = shares[0]->sums();
+    for (int64_t k = 1; k < team; ++k) {
+      const Sums<T> other = shares[k]->sums();
+      if (exponential)
+        merged.add(j, other.most[j], other.total[j]);
+      else
+        merged.total[j] += other.total[j];
+    }
+    columns[panel.first + j] = exponential ? merged.result(j) : merged.total[j];
+  }
+
+  void run() {
+    for_each_tile(t, *this);
+    if (exponential && rows)
+      for (int64_t i = 0; i < t.p.n; ++i) rows[i] = Sums<T>{row_most.get(), rows}.result(i);
+  }
+};
 
 // Upstream gradients and statistics by side, as the weights want them.
 template <class T> struct Upstream {
@@ -394,7 +432,7 @@ template <class T> struct Weights {
   // An empty row or column has the statistic -inf and no pair to weigh: +inf makes its weights 0, not NaN.
   static T usable(T statistic) { return statistic == -infinity<T> ? infinity<T> : statistic; }
 
-  void prepare(const Upstream<T> &u, const Strip<T> &strip, const Panel<T> &panel) {
+  template <class E> void prepare(const Upstream<T> &u, const Strip<E> &strip, const Panel<E> &panel) {
     T most = -infinity<T>, least = infinity<T>;
     bool ordinary = true;
     const auto see = [&](const T *statistics, int64_t size) {
@@ -419,10 +457,10 @@ template <class T> struct Weights {
 };
 
 template <class T>
-Vector<T> weight(const Typed<T> &t, const Upstream<T> &u, const Weights<T> &w, Vector<T> s, int64_t j, T row_factor,
+Vector<T> weight(int function, const Upstream<T> &u, const Weights<T> &w, Vector<T> s, int64_t j, T row_factor,
                  T row_reference) {
-  if (t.p.function != SIMMIM_LOGSUMEXP) {
-    const Vector<T> slope = derivative_of<T>(t.p.function, s);
+  if (function != SIMMIM_LOGSUMEXP) {
+    const Vector<T> slope = derivative_of<T>(function, s);
     return slope * (load(w.column_factor.get() + j) + row_factor);
   }
   if (w.shared) return exp_of<T>(s - w.reference) * (load(w.column_factor.get() + j) + row_factor);
@@ -433,9 +471,10 @@ Vector<T> weight(const Typed<T> &t, const Upstream<T> &u, const Weights<T> &w, V
 }
 
 // Turns a tile's products into its weights G; adds up their rows and columns, and the function itself, where wanted.
-template <class T>
-void weigh(const Typed<T> &t, const Upstream<T> &u, Weights<T> &w, Strip<T> &strip, const Panel<T> &panel, T *drow,
-           T *dcol, double *total) {
+template <class E>
+void weigh(const Typed<E> &t, const Upstream<Sum<E>> &u, Weights<Sum<E>> &w, Strip<E> &strip, const Panel<E> &panel,
+           Sum<E> *drow, Sum<E> *dcol, double *total) {
+  using T = Sum<E>;
   constexpr int lanes = Vectors<T>::lanes;
   const bool exponential = t.p.function == SIMMIM_LOGSUMEXP;
   if (exponential)
@@ -443,7 +482,7 @@ void weigh(const Typed<T> &t, const Upstream<T> &u, Weights<T> &w, Strip<T> &str
   else
     for (int64_t j = 0; j < panel.columns; ++j)
       w.column_factor[j] = u.grad_columns && j < panel.count ? u.grad_columns[panel.first + j] : T(0);
-  const int64_t end = std::max(panel.columns, round_up(panel.count, block_rows));
+  const int64_t end = std::max(panel.columns, panel.rows);
   T values[panel_columns];
   for (int64_t i = 0; i < strip.rows; ++i) {
     T *s = strip.scores.get() + i * strip.stride;
@@ -457,9 +496,9 @@ void weigh(const Typed<T> &t, const Upstream<T> &u, Weights<T> &w, Strip<T> &str
     T factor = total ? T(1) : u.grad_rows ? u.grad_rows[row] : T(0);
     if (exponential && w.shared) factor *= u.rows ? std::exp(w.reference - reference) : T(0);
     for (int64_t j = 0; j < panel.columns; j += lanes) {
-      const Vector<T> raw = unclamped_score(panel, s, j, bias), clamped = clamped_score(t, raw);
+      const Vector<T> raw = unclamped_score(t, panel, s, j, bias), clamped = clamped_score(t, raw);
       if (total) store(values + j, function_of<T>(t.p.function, clamped));
-      Vector<T> g = weight(t, u, w, clamped, j, factor, reference);
+      Vector<T> g = weight(t.p.function, u, w, clamped, j, factor, reference);
       // Comparisons that hold for what is inside, so that NaN is taken for outside, as by the other backends.
       if (t.clamped) g = (raw >= all(t.lo)) & (raw <= all(t.hi)) ? g : Vector<T>{};
       store(s + j, g);
@@ -482,127 +521,166 @@ void weigh(const Typed<T> &t, const Upstream<T> &u, Weights<T> &w, Strip<T> &str
   }
 }
 
+// Rounds a tile's weights to what products are made of, where scores are not.
+template <class E> void round_weights(Strip<E> &strip, const Panel<E> &panel) {
+#ifdef __AVX512BF16__
+  if constexpr (std::is_same_v<E, bfloat16>) {
+    const int64_t stride = strip.stride;
+    for (int64_t i = 0; i < strip.rows; i += 2) {
+      const float *scores = strip.scores.get() + i * stride;
+      bfloat16 *rows = strip.by_row.get() + i * stride, *pairs = strip.by_column.get() + i * stride;
+      for (int64_t j = 0; j < std::max(panel.columns, panel.rows); j += 16) {
+        const __m256i first = (__m256i)_mm512_cvtneps_pbh((__m512)load(scores + j));
+        const __m256i second = (__m256i)_mm512_cvtneps_pbh((__m512)load(scores + stride + j));
+        _mm256_storeu_si256((__m256i *)(rows + j), first);
+        _mm256_storeu_si256((__m256i *)(rows + stride + j), second);
+        const __m512i upper = _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16);
+        _mm512_storeu_si512(pairs + 2 * j, _mm512_or_si512(_mm512_cvtepu16_epi32(first), upper));
+      }
+    }
+  }
+#endif
+}
+
 // Takes a strip's products with the panel into dx and the gradient of the scale.
-template <class T>
-void add_row_gradients(const Typed<T> &t, Strip<T> &strip, const Panel<T> &panel, T *dx, double *dscale) {
+template <class E>
+void add_row_gradients(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, Sum<E> *dx, double *dscale) {
+  using T = Sum<E>;
   T *gradient = strip.gradient.get();
-  multiply<T>(strip.rows, t.width, panel.columns, strip.scores.get(), strip.stride, 1, panel.packed.get(), gradient,
-              t.width, false);
+  if constexpr (Operand<E>::step == 1)
+    multiply<E>(strip.rows, t.width, panel.columns, strip.scores.get(), strip.stride, 1, panel.packed.get(), gradient,
+                t.width, false);
+  else
+    multiply<E>(strip.rows, t.width, panel.columns, strip.by_row.get(), strip.stride, Operand<E>::step,
+                panel.packed.get(), gradient, t.width, false);
   for (int64_t i = 0; i < strip.count; ++i) {
-    const T *row = gradient + i * t.width, *x = strip.x.get() + i * t.width;
+    const T *row = gradient + i * t.width;
     if (dscale) {
+      const E *x = strip.x.get() + i * t.width;
       T dot = 0;
-      for (int64_t k = 0; k < t.p.d; ++k) dot += row[k] * x[k];
+      for (int64_t k = 0; k < t.p.d; ++k) dot += row[k] * number(x[k]);
       *dscale += double(dot);
     }
     if (!dx) continue;
     T *to = dx + (strip.first + i) * t.p.d;
-    const T scale = T(t.p.scale);
     if (panel.first == 0)
-      for (int64_t k = 0; k < t.p.d; ++k) to[k] = scale * row[k];
+      for (int64_t k = 0; k < t.p.d; ++k) to[k] = t.scale * row[k];
     else
-      for (int64_t k = 0; k < t.p.d; ++k) to[k] += scale * row[k];
+      for (int64_t k = 0; k < t.p.d; ++k) to[k] += t.scale * row[k];
   }
 }
 
-template <class T> void backward(const simmim_problem &problem, const simmim_gradients &gradients) {
-  const Typed<T> t(problem);
-  const Upstream<T> u{static_cast<const T *>(gradients.rows), static_cast<const T *>(gradients.columns),
-                      static_cast<const T *>(gradients.grad_rows), static_cast<const T *>(gradients.grad_columns)};
-  T *dx = static_cast<T *>(gradients.dx), *dy = static_cast<T *>(gradients.dy);
-  T *drow = static_cast<T *>(gradients.drow), *dcol = static_cast<T *>(gradients.dcol);
-  T *dscale = static_cast<T *>(gradients.dscale), *total = static_cast<T *>(gradients.total);
-  const int threads = std::max(1, problem.threads);
-  const int64_t n = problem.n, m = problem.m, d = problem.d, height = t.rows_of_strip(threads);
-  const int64_t width = t.columns_of_panel(), strips = (n + height - 1) / height;
-  Panel<T> panel(width, t.width, true);
-  const Buffer<T> shares = allocate<T>(dy ? threads * width * t.width : 0), column_sums = allocate<T>(threads * width);
-  const Buffer<double> scalars = allocate<double>(2 * threads);
-  std::fill_n(scalars.get(), 2 * threads, 0.0);
-  if (drow) std::fill_n(drow, n, T(0));
-  bool failed = false;
-#pragma omp parallel num_threads(threads)
-  {
-    const FlushDenormals flush;
-    std::unique_ptr<Strip<T>> strip;
-    std::unique_ptr<Weights<T>> weights;
-    try {
-      strip.reset(new Strip<T>(height, width, t.width, true));
-      weights.reset(new Weights<T>(width));
-    } catch (const std::bad_alloc &) {
-#pragma omp atomic write
-      failed = true;
+// Takes a panel's products with a strip into the thread's dy.
+template <class E>
+void add_column_gradients(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, Sum<E> *dy, bool add) {
+  pack(strip.x.get(), strip.rows, t.width, strip.rows, strip.packed.get());
+  if constexpr (Operand<E>::step == 1)
+    multiply<E>(panel.rows, t.width, strip.rows, strip.scores.get(), 1, strip.stride, strip.packed.get(), dy, t.width, add);
+  else
+    multiply<E>(panel.rows, t.width, strip.rows, strip.by_column.get(), Operand<E>::step, Operand<E>::step * strip.stride,
+                strip.packed.get(), dy, t.width, add);
+}
+
+template <class E> struct Backward {
+  using T = Sum<E>;
+  static constexpr bool differentiates = true;
+
+  // Of the columns of a panel, and of the two scalars.
+  struct Share {
+    bool empty = true;
+    double dscale = 0, total = 0;
+    int64_t width;
+    Weights<T> weights;
+    Buffer<T> dy, dcol;
+    Share(const Typed<E> &t, const Backward &job)
+        : width(t.columns_of_panel()), weights(width), dy(allocate<T>(job.dy ? width * t.width : 0)),
+          dcol(allocate<T>(width)) {}
+    void clear() {
+      empty = true;
+      std::fill_n(dcol.get(), width, T(0));
     }
-#pragma omp barrier
-    if (!failed) {
-      const Share share(strips);
-      const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
-      T *my_dy = shares.get() + me * width * t.width, *my_dcol = column_sums.get() + me * width;
-      for (int64_t first = 0; first < m; first += width) {
-        take_panel(t, panel, first, true);
-        std::fill_n(my_dcol, width, T(0));
-        for (int64_t s = share.first; s < share.last; ++s) {
-          take_strip(t, *strip, s * height, std::min(height, n - s * height));
-          multiply_tile(t, *strip, panel);
-          weigh(t, u, *weights, *strip, panel, drow, dcol ? my_dcol : nullptr, total ? &scalars[2 * me + 1] : nullptr);
-          if (dx || dscale) add_row_gradients(t, *strip, panel, dx, dscale ? &scalars[2 * me] : nullptr);
-          if (dy) {
-            pack(strip->x.get(), strip->rows, t.width, strip->packed.get());
-            multiply<T>(round_up(panel.count, block_rows), t.width, strip->rows, strip->scores.get(), 1, strip->stride,
-                        strip->packed.get(), my_dy, t.width, s != share.first);
-          }
-        }
-        if (dy && share.first == share.last) std::fill_n(my_dy, panel.count * t.width, T(0));
-#pragma omp barrier
-        if (dy) {
-#pragma omp for schedule(static)
-          for (int64_t j = 0; j < panel.count; ++j)
-            for (int64_t k = 0; k < d; ++k) {
-              T sum = 0;
-              for (int64_t other = 0; other < team; ++other) sum += shares[(other * width + j) * t.width + k];
-              dy[(first + j) * d + k] = T(problem.scale) * sum;
-            }
-        }
-        if (dcol) {
-#pragma omp for schedule(static)
-          for (int64_t j = 0; j < panel.count; ++j) {
-            T sum = 0;
-            for (int64_t other = 0; other < team; ++other) sum += column_sums[other * width + j];
-            dcol[first + j] = sum;
-          }
-        }
-      }
-    }
+  };
+
+  const Typed<E> &t;
+  const Upstream<T> u;
+  T *dx, *dy, *drow, *dcol, *dscale, *total;
+  std::vector<std::unique_ptr<Share>> shares;
+
+  Backward(const Typed<E> &problem, const simmim_gradients &g)
+      : t(problem), u{static_cast<const T *>(g.rows), static_cast<const T *>(g.columns),
+                      static_cast<const T *>(g.grad_rows), static_cast<const T *>(g.grad_columns)},
+        dx(static_cast<T *>(g.dx)), dy(static_cast<T *>(g.dy)), drow(static_cast<T *>(g.drow)),
+        dcol(static_cast<T *>(g.dcol)), dscale(static_cast<T *>(g.dscale)), total(static_cast<T *>(g.total)) {
+    if (drow) std::fill_n(drow, t.p.n, T(0));
   }
-  if (failed) throw std::bad_alloc();
-  double sum = 0, value = 0;
-  for (int k = 0; k < threads; ++k) sum += scalars[2 * k], value += scalars[2 * k + 1];
-  if (dscale) *dscale = T(sum);
-  if (total) *total = T(value);
+
+  void add_tile(Strip<E> &strip, const Panel<E> &panel, Share &mine) {
+    weigh(t, u, mine.weights, strip, panel, drow, dcol ? mine.dcol.get() : nullptr, total ? &mine.total : nullptr);
+    round_weights(strip, panel);
+    if (dx || dscale) add_row_gradients(t, strip, panel, dx, dscale ? &mine.dscale : nullptr);
+    if (dy) add_column_gradients(t, strip, panel, mine.dy.get(), !mine.empty);
+    mine.empty = false;
+  }
+
+  void merge(const Panel<E> &panel, int64_t j, int64_t team) {
+    const int64_t d = t.p.d, column = panel.first + j;
+    T weights = 0;
+    bool added = false;
+    for (int64_t k = 0; k < team; ++k) {
+      const Share &share = *shares[k];
+      if (share.empty) continue;
+      weights += share.dcol[j];
+      for (int64_t f = 0; dy && f < d; ++f)
+        dy[column * d + f] = (added ? dy[column * d + f] : T(0)) + t.scale * share.dy[j * t.width + f];
+      added = true;
+    }
+    if (dcol) dcol[column] = weights;
+  }
+
+  void run() {
+    for_each_tile(t, *this);
+    double scale_sum = 0, value = 0;
+    for (const auto &share : shares)
+      if (share) scale_sum += share->dscale, value += share->total;
+    if (dscale) *dscale = T(scale_sum);
+    if (total) *total = T(value);
+  }
+};
+
+template <class E> int forward(const simmim_problem &problem, void *rows, void *columns) {
+  const Typed<E> t(problem);
+  Forward<E>(t, static_cast<Sum<E> *>(rows), static_cast<Sum<E> *>(columns)).run();
+  return 0;
+}
+
+template <class E> int backward(const simmim_problem &problem, const simmim_gradients &gradients) {
+  const Typed<E> t(problem);
+  Backward<E>(t, gradients).run();
+  return 0;
 }
 
 int forward_of(const simmim_problem *problem, void *rows, void *columns) {
   try {
-    if (problem->dtype == SIMMIM_FLOAT64)
-      forward(*problem, static_cast<double *>(rows), static_cast<double *>(columns));
-    else
-      forward(*problem, static_cast<float *>(rows), static_cast<float *>(columns));
+    if (problem->dtype == SIMMIM_FLOAT64) return forward<double>(*problem, rows, columns);
+#ifdef __AVX512BF16__
+    if (problem->dtype == SIMMIM_BFLOAT16) return forward<bfloat16>(*problem, rows, columns);
+#endif
+    return forward<float>(*problem, rows, columns);
   } catch (const std::bad_alloc &) {
     return -1;
   }
-  return 0;
 }
 
 int backward_of(const simmim_problem *problem, const simmim_gradients *gradients) {
   try {
-    if (problem->dtype == SIMMIM_FLOAT64)
-      backward<double>(*problem, *gradients);
-    else
-      backward<float>(*problem, *gradients);
+    if (problem->dtype == SIMMIM_FLOAT64) return backward<double>(*problem, *gradients);
+#ifdef __AVX512BF16__
+    if (problem->dtype == SIMMIM_BFLOAT16) return backward<bfloat16>(*problem, *gradients);
+#endif
+    return backward<float>(*problem, *gradients);
   } catch (const std::bad_alloc &) {
     return -1;
   }
-  return 0;
 }
 
 }  // namespace

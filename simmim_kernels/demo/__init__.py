@@ -1,0 +1,1 @@
+"""What `simmim-kernels demo` shows: each demo is a module with Settings and run(settings)."""

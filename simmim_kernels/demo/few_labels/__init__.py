@@ -1,0 +1,1 @@
+"""Transfer to tasks with a few labels: tasks, their data, training, report."""
