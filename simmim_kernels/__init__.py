@@ -3,6 +3,7 @@
 from . import bounds
 from .backends import backends, use_backend
 from .critics import BilinearCritic, CosineCritic, DotCritic, GaussianCritic, MLPCritic, SeparableCritic
+from .estimation import MutualInformationEstimate, estimate
 from .losses import (
     ClipLoss,
     DCLLoss,
@@ -37,6 +38,7 @@ __all__ = [
     "MultiTaskOutput",
     "MultiTaskSimMIM",
     "MutualInformation",
+    "MutualInformationEstimate",
     "NTXentLoss",
     "PairwiseScores",
     "SeparableCritic",
@@ -49,6 +51,7 @@ __all__ = [
     "bounds",
     "clip_loss",
     "dcl_loss",
+    "estimate",
     "info_nce_loss",
     "linear_cross_entropy",
     "nt_xent_loss",

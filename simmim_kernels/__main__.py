@@ -1,4 +1,4 @@
-"""The command line: simmim-kernels demo, simmim-kernels demo transfer, simmim-kernels info."""
+"""The command line: simmim-kernels demo, demo transfer, estimate and info."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .backends import backends
+from .estimation import CRITICS, TRANSFORMS, DataError
 from .info import info
 
 # What a demo imports beyond the package's own dependencies; the extra that brings it is named as this says.
@@ -23,6 +24,7 @@ _EXTRAS = {
         ),
     ),
 }
+_ESTIMATE_EXTRAS = ("pyarrow", "rich")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "info":
         print(info())
         return 0
+    if arguments.command == "estimate":
+        return _estimate(arguments)
     options = vars(arguments)
     del options["command"]
     return _run_demo(options.pop("demo"), options)
@@ -61,6 +65,27 @@ def _run_demo(name: str, options: dict[str, Any]) -> int:
     return 0
 
 
+def _estimate(arguments: argparse.Namespace) -> int:
+    options = vars(arguments)
+    del options["command"]
+    try:
+        from . import estimate_command
+
+        estimate_command.run(estimate_command.Settings(**options))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _ESTIMATE_EXTRAS:
+            raise
+        print(f'simmim-kernels estimate needs {missing}: pip install "simmim_kernels[estimate]"', file=sys.stderr)
+        return 2
+    except DataError as error:
+        print(f"simmim-kernels estimate: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="simmim-kernels",
@@ -80,6 +105,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_transfer_options(
         demos.add_parser(
             "transfer", help="fine-tune on few labels: from scratch, from a source task, or with it simultaneously"
+        )
+    )
+    _add_estimate_options(
+        commands.add_parser(
+            "estimate",
+            help="mutual information between the paired rows of two files",
+            description="Mutual information between the paired rows of two files: trained critics, read by several "
+            "bounds on pairs that they never saw.",
         )
     )
     return parser
@@ -124,7 +157,7 @@ def _add_transfer_options(parser: argparse.ArgumentParser) -> None:
     _add_common_options(parser, Path("simmim-transfer"), "transfer.png")
 
 
-def _add_common_options(parser: argparse.ArgumentParser, output: Path, plot: str) -> None:
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         type=_device,
@@ -134,12 +167,60 @@ def _add_common_options(parser: argparse.ArgumentParser, output: Path, plot: str
     parser.add_argument(
         "--backend", type=_backend, help=f"{' or '.join(backends())} (default: the first that can run the problem)"
     )
+
+
+def _add_common_options(parser: argparse.ArgumentParser, output: Path, plot: str) -> None:
+    _add_machine_options(parser)
     parser.add_argument(
         "--output",
         type=Path,
         default=output,
         metavar="DIR",
         help=f"where {plot} and metrics.json go (default: %(default)s)",
+    )
+
+
+def _add_estimate_options(parser: argparse.ArgumentParser) -> None:
+    for name in ("x", "y"):
+        parser.add_argument(
+            name, metavar=name.upper(), help="a .npy, .npz (FILE.npz:NAME), .csv or .parquet file, a sample a row"
+        )
+    parser.add_argument(
+        "--folds",
+        type=_integer(2),
+        default=5,
+        metavar="N",
+        help="critics, each trained without a fold of the rows and read on it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=_integer(0), default=0, metavar="N", help="of the folds and the first critic; the next has N + 1"
+    )
+    parser.add_argument(
+        "--critic",
+        choices=CRITICS,
+        default=CRITICS[0],
+        help="two networks compared by distance, or one network of every pair, slower (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--transform",
+        choices=TRANSFORMS,
+        default=TRANSFORMS[0],
+        help="of each column: normal quantiles of ranks, or zero mean and unit deviation (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size", type=_integer(2), metavar="N", help="pairs a training step (default: 512, or 128 with mlp)"
+    )
+    parser.add_argument(
+        "--max-steps",
+        type=_integer(0),
+        default=2000,
+        metavar="N",
+        help="of a training stage that does not stop by itself (default: %(default)s)",
+    )
+    _add_machine_options(parser)
+    parser.add_argument("--bits", action="store_true", help="report bits instead of nats")
+    parser.add_argument(
+        "--json", metavar="PATH", help="write the results there as JSON, or to standard output alone where it is -"
     )
 
 

@@ -1,0 +1,211 @@
+"""simmim-kernels estimate: what it reads, what it reports, and what it says of what it cannot read."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+import simmim_kernels as sk
+from simmim_kernels import estimate_command
+from simmim_kernels.__main__ import main
+
+QUICK = ["--folds", "2", "--max-steps", "20", "--batch-size", "32", "--device", "cpu"]
+
+
+@pytest.fixture
+def pairs(tmp_path, monkeypatch):
+    """The working folder has 60 pairs as x.npy and y.npy, and in every other format."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 2))
+    y = x + rng.standard_normal((60, 2))
+    np.save("x.npy", x)
+    np.save("y.npy", y)
+    np.savez("one.npz", y=y)
+    np.savez("two.npz", y=y, other=x)
+    np.savetxt("plain.csv", y, delimiter=",", fmt="%.17g")
+    np.savetxt("named.csv", y, delimiter=",", fmt="%.17g", header="first,2nd", comments="")
+    table = pa.table({"first": y[:, 0], "second": y[:, 1]})
+    pyarrow.parquet.write_table(table, "y.parquet")
+    return x, y
+
+
+def run_json(capsys, *arguments):
+    assert main(["estimate", *arguments, *QUICK, "--json", "-"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    return json.loads(printed.out)
+
+
+def test_every_format_holds_the_same_samples(pairs, capsys):
+    x, y = pairs
+    want = sk.estimate(x, y, folds=2, max_steps=20, batch_size=32)
+    for file in ("y.npy", "one.npz", "one.npz:y", "two.npz:y", "plain.csv", "named.csv", "y.parquet"):
+        np.testing.assert_array_equal(estimate_command.read(file), y)
+    found = run_json(capsys, "x.npy", "y.parquet")
+    assert {name: bound["value"] for name, bound in found["bounds"].items()} == {
+        name: bound.value for name, bound in want.bounds.items()
+    }
+
+
+def test_json_holds_all_of_the_estimate(pairs, capsys):
+    found = run_json(capsys, "x.npy", "y.npy", "--seed", "3", "--backend", "reference")
+    assert found["unit"] == "nats"
+    assert found["bounds"].keys() == {"infonce", "dv", "nwj", "js", "smile"}
+    for bound in found["bounds"].values():
+        low, high = bound["interval"]
+        assert low < bound["value"] < high
+        assert bound["value"] == pytest.approx(np.mean(bound["per_fold"]))
+        assert high - low == pytest.approx(2 * 1.96 * bound["standard_error"], rel=1e-3)
+        assert "bound" in bound["kind"]
+    assert found["ceiling"] == pytest.approx(math.log(30))
+    assert found["saturated"] is False
+    assert found["rows"] == 60
+    assert found["columns"] == [2, 2]
+    assert [fold["seed"] for fold in found["folds"]] == [3, 4]
+    assert found["settings"] == {
+        "x": "x.npy",
+        "y": "y.npy",
+        "backend": "reference",
+        "folds": 2,
+        "critic": "separable",
+        "transform": "rank",
+        "batch_size": 32,
+        "max_steps": 20,
+        "seed": 3,
+        "device": "cpu",
+    }
+    assert found["versions"].keys() == {"simmim_kernels", "torch", "numpy", "python"}
+    assert any("still training at max_steps" in warning for warning in found["warnings"])
+    assert found["seconds"] > 0
+
+
+def test_bits_are_nats_over_log_2(pairs, capsys):
+    nats, bits = run_json(capsys, "x.npy", "y.npy"), run_json(capsys, "x.npy", "y.npy", "--bits")
+    assert bits["unit"] == "bits"
+    assert bits["ceiling"] == pytest.approx(nats["ceiling"] / math.log(2))
+    for name, bound in bits["bounds"].items():
+        for key in ("value", "interval", "standard_error", "per_fold"):
+            assert bound[key] == pytest.approx(np.divide(nats["bounds"][name][key], math.log(2)).tolist())
+    for one, other in zip(bits["folds"], nats["folds"], strict=True):
+        assert one["validation_infonce"] == pytest.approx(other["validation_infonce"] / math.log(2))
+
+
+def test_the_report_has_every_bound_its_warnings_and_writes_json(pairs, capsys, tmp_path):
+    assert main(["estimate", "x.npy", "y.npy", *QUICK, "--json", "out.json"]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert "I(X; Y) in nats: 60 pairs, 2 and 2 columns" in printed
+    for label, name in estimate_command._LABELS.items():
+        assert name in printed
+        assert f"{found['bounds'][label]['value']:.3f}" in printed
+    assert f"ceiling of InfoNCE {math.log(30):.2f} nats" in printed
+    for warning in found["warnings"]:
+        assert f"Warning: {warning}" in printed
+
+
+@pytest.fixture
+def unfit(pairs):
+    """Files that no estimate can be made from."""
+    x, _ = pairs
+    np.save("short.npy", x[:50])
+    np.save("few.npy", x[:20])
+    np.save("constant.npy", np.column_stack([x, np.ones(60)]))
+    np.save("complex.npy", x + 1j)
+    np.save("deep.npy", x[None])
+    np.save("object.npy", np.array([{}, []], dtype=object), allow_pickle=True)
+    np.savez("none.npz")
+    for name, text in {
+        "junk.npy": "junk",
+        "junk.npz": "junk",
+        "junk.parquet": "junk",
+        "empty.csv": "",
+        "names.csv": "a,b\n",
+        "ragged.csv": "1,2\n3\n",
+        "words.csv": "a,b\n1,red\n2,blue\n",
+        "gaps.csv": "a,b\n" + "1,2\n,3\n" * 30,
+        "x.txt": "1\n",
+    }.items():
+        with open(name, "w") as file:
+            file.write(text)
+    with open("x.npy", "rb") as file, open("cut.npy", "wb") as cut:
+        cut.write(file.read()[:-8])
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("missing.npy", "missing.npy cannot be read: No such file or directory"),
+        (".", ". must end in .npy, .npz, .csv, .parquet, got no ending"),
+        ("x.txt", "x.txt must end in .npy, .npz, .csv, .parquet, got .txt"),
+        ("junk.npy", "junk.npy cannot be read as .npy"),
+        ("cut.npy", "cut.npy cannot be read as .npy"),
+        ("object.npy", "object.npy cannot be read as .npy: Object arrays cannot be loaded"),
+        ("junk.npz", "junk.npz cannot be read as .npz"),
+        ("none.npz", "none.npz holds nothing"),
+        ("two.npz", "two.npz holds y, other: name one as two.npz:NAME"),
+        ("two.npz:z", "two.npz holds y, other, not z"),
+        ("empty.csv", "empty.csv cannot be read as .csv: Empty CSV file"),
+        ("names.csv", "names.csv must have at least one row"),
+        ("ragged.csv", "ragged.csv cannot be read as .csv"),
+        ("words.csv", "words.csv must hold numbers alone, got b (string)"),
+        ("gaps.csv", "y must be finite, got 30 NaN or infinite values in column 0"),
+        ("junk.parquet", "junk.parquet cannot be read as .parquet"),
+        ("short.npy", "x and y must have as many rows as each other, got 60 and 50"),
+        ("constant.npy", "y must not have constant columns, which carry no information; got column 2"),
+        ("complex.npy", "complex.npy must hold real numbers, got complex128 of shape (60, 2)"),
+        ("deep.npy", "deep.npy must have shape (N,) or (N, d), got float64 of shape (1, 60, 2)"),
+    ],
+)
+def test_unfit_files_are_one_line_and_status_2(unfit, capsys, file, message):
+    assert main(["estimate", "x.npy", file, *QUICK]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert printed.err.startswith("simmim-kernels estimate: ")
+    assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--folds", "1"], "--folds: must be an integer of at least 2, got 1"),
+        (["--batch-size", "1"], "--batch-size: must be an integer of at least 2, got 1"),
+        (["--critic", "oracle"], "--critic: invalid choice: 'oracle'"),
+        (["--backend", "abacus"], "--backend: must be one of"),
+    ],
+)
+def test_unfit_options_are_refused(options, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["estimate", "x.npy", "y.npy", *options])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_too_few_rows_and_no_folder_for_the_json(unfit, capsys):
+    assert main(["estimate", "few.npy", "few.npy", *QUICK]) == 2
+    assert "at least 20 rows a fold, 40 for 2 folds; got 20" in capsys.readouterr().err
+    assert main(["estimate", "x.npy", "y.npy", *QUICK, "--json", "nowhere/out.json"]) == 2
+    assert "nowhere/out.json cannot be written: no such folder" in capsys.readouterr().err
+
+
+def test_missing_packages_and_ctrl_c(pairs, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(estimate_command, "estimate", interrupt)
+        assert main(["estimate", "x.npy", "y.npy"]) == 130
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pyarrow", None)
+        assert main(["estimate", "x.npy", "plain.csv"]) == 2
+        assert 'needs pyarrow: pip install "simmim_kernels[estimate]"' in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "rich.table", None)
+    monkeypatch.delitem(sys.modules, "simmim_kernels.estimate_command")
+    monkeypatch.delattr("simmim_kernels.estimate_command")
+    assert main(["estimate", "x.npy", "y.npy"]) == 2
+    assert 'needs rich: pip install "simmim_kernels[estimate]"' in capsys.readouterr().err
