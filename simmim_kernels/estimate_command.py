@@ -114,7 +114,8 @@ def table(result: MutualInformationEstimate, bits: bool) -> Table:
     for name in ("bound", "estimate", "95% interval", "what it is"):
         shown.add_column(name, justify="left" if name in ("bound", "what it is") else "right")
     for name, found in result.bounds.items():
-        value, low, high = (f"{scale * v:.3f}" for v in (found.value, found.low, found.high))
+        # + 0.0: what rounds to -0.000 reads 0.000.
+        value, low, high = (f"{round(scale * v, 3) + 0.0:.3f}" for v in (found.value, found.low, found.high))
         note = BOUNDS[name] + (" (saturated)" if name == "infonce" and result.saturated else "")
         shown.add_row(_LABELS[name], value, f"{low} to {high}", note)
     return shown
