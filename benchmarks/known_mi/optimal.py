@@ -2,7 +2,7 @@
 
 import resource
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,18 +11,10 @@ from simmim_kernels import bounds
 
 from .tasks import OptimalCritic, gaussian
 
+BOUNDS = ("infonce", "dv", "nwj", "js", "smile")
 INFORMATION = (2, 4, 6, 8, 10, 12, 15)
 # How many batches of each size: many where they are cheap.
 BATCHES = {64: 256, 256: 64, 1024: 16, 4096: 4, 8192: 4, 16384: 2, 32768: 2, 65536: 2}
-
-# Each bound with the critic that is optimal for it: log r, or 1 + log r for nwj.
-READINGS: dict[str, Callable[[OptimalCritic, Tensor, Tensor], Tensor]] = {
-    "infonce": lambda critic, x, y: bounds.infonce(critic(x, y)),
-    "dv": lambda critic, x, y: bounds.dv(critic(x, y)),
-    "nwj": lambda critic, x, y: bounds.nwj(critic(x, y, offset=1.0)),
-    "js": lambda critic, x, y: bounds.js(critic(x, y)),
-    "smile": lambda critic, x, y: bounds.smile(critic(x, y)),
-}
 
 
 def plan() -> Iterator[dict]:
@@ -31,20 +23,21 @@ def plan() -> Iterator[dict]:
             yield {"n": n, "information": information, "d": 20, "batches": batches}
 
 
-@torch.no_grad()
 def measure(n: int, information: float, d: int, batches: int) -> dict:
     """Mean and standard deviation of every bound's reading over batches, in nats, and the process's peak memory."""
     task = gaussian(information, d)
-    read: dict[str, list[float]] = {name: [] for name in READINGS}
-    for seed in range(batches):
-        x, y = task.sample(n, torch.Generator().manual_seed(seed))
-        for name, reading in READINGS.items():
-            read[name].append(reading(task.optimal_critic, x, y).item())
+    readings = [read(task.optimal_critic, *task.sample(n, torch.Generator().manual_seed(i))) for i in range(batches)]
     return {
-        "mean": {name: statistics.fmean(values) for name, values in read.items()},
-        "deviation": {name: statistics.stdev(values) for name, values in read.items()},
+        "mean": {name: statistics.fmean(reading[name] for reading in readings) for name in BOUNDS},
+        "deviation": {name: statistics.stdev(reading[name] for reading in readings) for name in BOUNDS},
         "peak_gb": peak_gigabytes(),
     }
+
+
+def read(critic: OptimalCritic, x: Tensor, y: Tensor) -> dict[str, float]:
+    """Every bound with the critic that is optimal for it: log r, but 1 + log r for nwj."""
+    readings = bounds.readouts(critic(x, y)) | {"nwj": bounds.nwj(critic(x, y, offset=1.0))}
+    return {name: readings[name].item() for name in BOUNDS}
 
 
 def peak_gigabytes() -> float:
