@@ -11,7 +11,7 @@ anew, they go on where they were cut off. They need the dev extra, and the peers
 
 import argparse
 
-from . import optimal, peers, record, trained
+from . import optimal, peers, record, report, trained
 
 OPTIMAL, TRAINED, PEERS = (record.RESULTS / f"{name}.json" for name in ("ceiling", "known_mi", "known_mi_peers"))
 
@@ -21,11 +21,22 @@ def main() -> None:
     parser.add_argument("what", choices=("optimal", "trained", "peers", "report"))
     what = parser.parse_args().what
     if what == "optimal":
-        record.complete(OPTIMAL, optimal.plan(), optimal.measure)
+        print(report.optimal_table(record.complete(OPTIMAL, optimal.plan(), optimal.measure)))
+        print(f"peak memory of this process: {optimal.peak_gigabytes():.2f} GB")
     elif what == "trained":
-        record.complete(TRAINED, trained.plan(), trained.measure)
+        print(report.trained_table(record.complete(TRAINED, trained.plan(), trained.measure)))
     elif what == "peers":
-        record.complete(PEERS, peers.plan(), peers.measure, *peers.PACKAGES)
+        print(report.peers_table(record.complete(PEERS, peers.plan(), peers.measure, *peers.PACKAGES)))
+    else:
+        write_report()
+
+
+def write_report() -> None:
+    optimal_rows, trained_rows, peers_rows = (record.load(path)["rows"] for path in (OPTIMAL, TRAINED, PEERS))
+    print(report.optimal_table(optimal_rows), report.trained_table(trained_rows), sep="\n\n", end="\n\n")
+    print(report.alone_table(trained_rows), report.peers_table(peers_rows), sep="\n\n")
+    report.plot_ceiling(optimal_rows, record.RESULTS / "ceiling.png")
+    report.plot_trained(trained_rows, record.RESULTS / "known_mi.png")
 
 
 if __name__ == "__main__":
