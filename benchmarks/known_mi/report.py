@@ -135,5 +135,6 @@ def _errorbars(axes: Axes, readings: list[dict], label: str | None, color: int) 
 
 
 def _finish(axes: Axes) -> None:
-    axes.legend(frameon=False, fontsize="small")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize="small", loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
