@@ -199,3 +199,42 @@ def test_trained(critic, steps, monkeypatch):
     assert 0.8 < reading["estimate"] < 1.02
     assert reading["bias"] == reading["estimate"] - 1.0
     assert 0 < reading["variance"] < 0.05
+
+
+def test_a_run_that_was_cut_off_goes_on(tmp_path):
+    pytest.importorskip("cpuinfo")
+    from benchmarks.known_mi import record
+
+    path, measured = tmp_path / "figures.json", []
+
+    def measure(n: int) -> dict:
+        if n == 2 and len(measured) == 1:
+            raise KeyboardInterrupt
+        measured.append(n)
+        return {"square": n**2}
+
+    plan = [{"n": 1}, {"n": 2}, {"n": 3}]
+    with pytest.raises(KeyboardInterrupt):
+        record.complete(path, plan, measure)
+    assert [row["square"] for row in record.load(path)["rows"]] == [1]
+    measured.append(0)
+    rows = record.complete(path, plan, measure)
+    assert measured == [1, 0, 2, 3]
+    assert rows == record.load(path)["rows"] == [{"n": n, "square": n**2, "run": 0} for n in (1, 2, 3)]
+    (run,) = record.load(path)["runs"]
+    assert run["versions"]["torch"] == torch.__version__
+
+
+def test_tables_hold_what_was_recorded():
+    from benchmarks.known_mi import report
+
+    row = {"n": 65536, "information": 8, "mean": dict.fromkeys(optimal.BOUNDS, 7.69)}
+    assert "| infonce | 65,536 | 11.09 |  |  |  | 7.69 |" in report.optimal_table([row])
+    readings = [
+        {"information": 2, "estimate": 1.5, "bias": -0.5, "variance": 0.25},
+        {"information": 4, "estimate": None, "bias": None, "variance": None},
+    ]
+    climb = {"family": "cubic", "critic": "mlp", "bound": "nwj", "readings": readings}
+    assert "| cubic | mlp | nwj | 1.50 (-0.50, 0.25) | not finite |" in report.trained_table([climb])
+    alone = {"family": "spiral", "critic": "separable", "bound": "js", "readings": readings[:1]}
+    assert "| spiral | 3.00 |  |  | 1.50 (-0.50, 0.25) |" in report.alone_table([climb, alone])
