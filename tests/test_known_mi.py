@@ -238,3 +238,17 @@ def test_tables_hold_what_was_recorded():
     assert "| cubic | mlp | nwj | 1.50 (-0.50, 0.25) | not finite |" in report.trained_table([climb])
     alone = {"family": "spiral", "critic": "separable", "bound": "js", "readings": readings[:1]}
     assert "| spiral | 3.00 |  |  | 1.50 (-0.50, 0.25) |" in report.alone_table([climb, alone])
+
+
+@pytest.mark.parametrize("bound", ["infonce", "mine", "nwj", "js", "smile"])
+def test_torch_mist_reads_the_same_critic_alike(bound):
+    """Where it is installed, which benchmarks/known_mi/peers.py says how to do."""
+    estimators = pytest.importorskip("torch_mist.estimators")
+    negatives = 0 if bound == "infonce" else -1
+    peer = estimators.instantiate_estimator(
+        bound, 20, 20, hidden_dims=[16], critic_type="separable", k_dim=8, neg_samples=negatives
+    ).eval()
+    ours = sk.MutualInformation(sk.SeparableCritic(peer.critic.f_x, peer.critic.f_y, sk.DotCritic(3.0)), bound).eval()
+    peer.critic.temperature = 1 / 3
+    x, y = tasks.gaussian(2.0).sample(128, torch.Generator().manual_seed(0))
+    assert peer.mutual_information(x, y).item() == pytest.approx(ours(x, y).item(), rel=1e-5, abs=1e-5)
