@@ -35,6 +35,18 @@ def correlation(information: float, d: int) -> float:
     return math.sqrt(-math.expm1(-2 * information / d))
 
 
+def gaussian_critic(information: float, d: int) -> OptimalCritic:
+    """sum_k (rho x_k y_k - rho^2 (x_k^2 + y_k^2) / 2) / (1 - rho^2) + I + offset, for `gaussian`."""
+    rho = correlation(information, d)
+    precision = 1 / (1 - rho**2)
+
+    def critic(x: Tensor, y: Tensor, offset: float = 0.0) -> PairwiseScores:
+        half_x, half_y = (0.5 * rho**2 * precision * t.square().sum(1) for t in (x, y))
+        return PairwiseScores(x, y, scale=rho * precision, row_bias=information + offset - half_x, col_bias=-half_y)
+
+    return critic
+
+
 def gaussian(information: float, d: int = 20) -> Task:
     """x, y ~ N(0, 1) in d dimensions, correlated component by component (Poole et al. 2019, sec. 3)."""
     rho = correlation(information, d)
@@ -43,17 +55,14 @@ def gaussian(information: float, d: int = 20) -> Task:
         x, noise = torch.randn(2, n, d, generator=g)
         return x, rho * x + math.sqrt(1 - rho**2) * noise
 
-    def optimal_critic(x: Tensor, y: Tensor, offset: float = 0.0) -> PairwiseScores:
-        """sum_k (rho x_k y_k - rho^2 (x_k^2 + y_k^2) / 2) / (1 - rho^2) + I + offset."""
-        precision = 1 / (1 - rho**2)
-        half_x, half_y = (0.5 * rho**2 * precision * t.square().sum(1) for t in (x, y))
-        return PairwiseScores(x, y, scale=rho * precision, row_bias=information + offset - half_x, col_bias=-half_y)
-
-    return Task("gaussian", information, sample, optimal_critic)
+    return Task("gaussian", information, sample, gaussian_critic(information, d))
 
 
-def mapped(name: str, task: Task, forward: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor]) -> Task:
-    """A task seen through a bijection of y, which changes neither the information nor the density ratio."""
+def mapped(
+    name: str, information: float, d: int, forward: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor]
+) -> Task:
+    """`gaussian` seen through a bijection of y, which changes neither the information nor the density ratio."""
+    task, critic = gaussian(information, d), gaussian_critic(information, d)
 
     def sample(n: int, g: Generator) -> tuple[Tensor, Tensor]:
         x, y = task.sample(n, g)
@@ -62,13 +71,12 @@ def mapped(name: str, task: Task, forward: Callable[[Tensor], Tensor], inverse: 
     def optimal_critic(x: Tensor, y: Tensor, offset: float = 0.0) -> PairwiseScores:
         return critic(x, inverse(y), offset)
 
-    critic = task.optimal_critic
-    return Task(name, task.information, sample, None if critic is None else optimal_critic)
+    return Task(name, information, sample, optimal_critic)
 
 
 def cubic(information: float, d: int = 20) -> Task:
     """`gaussian` with y cubed (Song and Ermon 2020, sec. 6.1)."""
-    return mapped("cubic", gaussian(information, d), lambda y: y**3, lambda y: y.sign() * y.abs() ** (1 / 3))
+    return mapped("cubic", information, d, lambda y: y**3, lambda y: y.sign() * y.abs() ** (1 / 3))
 
 
 def spiral(information: float, d: int = 10, speed: float = 0.2) -> Task:
@@ -83,7 +91,7 @@ def spiral(information: float, d: int = 10, speed: float = 0.2) -> Task:
         angle = sign * speed * y.square().sum(1, keepdim=True)
         return torch.view_as_real(torch.polar(planes.abs(), planes.angle() + angle)).flatten(1)
 
-    return mapped("spiral", gaussian(information, d), lambda y: turned(y, 1), lambda y: turned(y, -1))
+    return mapped("spiral", information, d, lambda y: turned(y, 1), lambda y: turned(y, -1))
 
 
 def student_t(gaussian_information: float, nu: int = 5, d: int = 5) -> Task:
