@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from . import optimal, peers, tasks, trained
 
 CLIMBS = [(family, critic) for family in trained.CLIMBING for critic in trained.STEPS]
+WIDEST_BAR = 3.0
 ALONE = [family for family in tasks.FAMILIES if family not in trained.CLIMBING]
 
 
@@ -89,7 +90,10 @@ def plot_ceiling(rows: list[dict], path: Path) -> None:
 
 
 def plot_trained(rows: list[dict], path: Path) -> None:
-    """Estimates against the truth, with the standard deviation of one batch's, and the other tasks beside them."""
+    """Estimates against the truth, and the other tasks beside them.
+
+    Bars are the standard deviation of one batch's reading; those of more than WIDEST_BAR nats are left out.
+    """
     figure = Figure(figsize=(13, 7.5), layout="constrained")
     panels = figure.subplot_mosaic(
         [[str(CLIMBS[0]), str(CLIMBS[1]), "alone"], [str(CLIMBS[2]), str(CLIMBS[3]), "alone"]]
@@ -121,10 +125,11 @@ def plot_trained(rows: list[dict], path: Path) -> None:
 
 def _errorbars(axes: Axes, readings: list[dict], label: str | None, color: int) -> None:
     finite = [reading for reading in readings if reading["estimate"] is not None]
+    deviations = [math.sqrt(reading["variance"]) for reading in finite]
     axes.errorbar(
         [reading["information"] for reading in finite],
         [reading["estimate"] for reading in finite],
-        [math.sqrt(reading["variance"]) for reading in finite],
+        [deviation if deviation <= WIDEST_BAR else math.nan for deviation in deviations],
         fmt="o-",
         markersize=3,
         capsize=2,
