@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from . import optimal, peers, tasks, trained
 
 CLIMBS = [(family, critic) for family in trained.CLIMBING for critic in trained.STEPS]
-WIDEST_BAR = 3.0
+# In nats: readings from here on are given to one digit, and wider error bars are not drawn.
+DIVERGED, WIDEST_BAR = 100.0, 3.0
 ALONE = [family for family in tasks.FAMILIES if family not in trained.CLIMBING]
 
 
@@ -62,6 +63,8 @@ def peers_table(rows: list[dict]) -> str:
 def _cell(reading: dict) -> str:
     if reading["estimate"] is None:
         return "not finite"
+    if abs(reading["estimate"]) >= DIVERGED:
+        return f"{reading['estimate']:.0e} ({reading['bias']:+.0e}, {reading['variance']:.0e})"
     return f"{reading['estimate']:.2f} ({reading['bias']:+.2f}, {reading['variance']:.2g})"
 
 
@@ -92,7 +95,7 @@ def plot_ceiling(rows: list[dict], path: Path) -> None:
 def plot_trained(rows: list[dict], path: Path) -> None:
     """Estimates against the truth, and the other tasks beside them.
 
-    Bars are the standard deviation of one batch's reading; those of more than WIDEST_BAR nats are left out.
+    Bars are the standard deviation of one batch's reading. What diverged is out of sight, and in the table.
     """
     figure = Figure(figsize=(13, 7.5), layout="constrained")
     panels = figure.subplot_mosaic(
@@ -117,7 +120,7 @@ def plot_trained(rows: list[dict], path: Path) -> None:
                 _errorbars(axes, shifted, label, list(trained.PARAMETERS).index(bound))
     for position, family in enumerate(ALONE):
         axes.hlines(tasks.FAMILIES[family][0].information, position - 0.35, position + 0.35, color="black")
-    axes.set(title="other tasks, separable critic", ylabel="estimate, nats", ylim=(0, None))
+    axes.set(title="other tasks, separable critic", ylabel="estimate, nats", ylim=(0, 4))
     axes.set_xticks(range(len(ALONE)), ALONE)
     _finish(axes)
     figure.savefig(path, dpi=150)
