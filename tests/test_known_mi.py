@@ -1,0 +1,254 @@
+"""The known truth: closed forms against independent densities, and bounds with optimal and trained critics."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+from torch import Tensor
+
+import simmim_kernels as sk
+from benchmarks.known_mi import optimal, tasks, trained
+
+LogDensity = Callable[[np.ndarray], np.ndarray]
+
+
+def check_information(task: tasks.Task, log_ratio: Callable[[np.ndarray, np.ndarray], np.ndarray], n: int = 50_000):
+    """The mean log density ratio of the task's samples is its information, within five standard errors."""
+    x, y = (rows.double().numpy() for rows in task.sample(n, torch.Generator().manual_seed(0)))
+    ratios = log_ratio(x, y)
+    standard_error = ratios.std() / math.sqrt(n)
+    assert standard_error < 0.02 * max(task.information, 1)
+    assert abs(ratios.mean() - task.information) < 5 * standard_error
+
+
+def elliptical_log_ratio(joint: LogDensity, x_alone: LogDensity, y_alone: LogDensity):
+    return lambda x, y: joint(np.concatenate([x, y], axis=1)) - x_alone(x) - y_alone(y)
+
+
+def joint_shape(rho: float, d: int) -> np.ndarray:
+    return np.kron([[1, rho], [rho, 1]], np.eye(d))
+
+
+def normal_log_ratio(rho: float, d: int):
+    alone = stats.multivariate_normal(np.zeros(d)).logpdf
+    return elliptical_log_ratio(stats.multivariate_normal(np.zeros(2 * d), joint_shape(rho, d)).logpdf, alone, alone)
+
+
+# By hand: rho^2 = 1 - e^(-2 I / d).
+@pytest.mark.parametrize(("information", "d", "rho"), [(10, 20, 0.795060), (2, 20, 0.425757), (2, 5, 0.742072)])
+def test_gaussian(information, d, rho):
+    assert tasks.correlation(information, d) == pytest.approx(rho, abs=1e-6)
+    check_information(tasks.gaussian(information, d), normal_log_ratio(rho, d))
+
+
+def test_a_wrong_correlation_is_seen(monkeypatch):
+    """The check above, with a factor of two left out of the formula."""
+    right = tasks.correlation(2, 5)
+    monkeypatch.setattr(tasks, "correlation", lambda information, d: math.sqrt(-math.expm1(-information / d)))
+    with pytest.raises(AssertionError):
+        check_information(tasks.gaussian(2, 5), normal_log_ratio(right, 5))
+    with pytest.raises(AssertionError):
+        check_information(tasks.gaussian(2, 5), normal_log_ratio(tasks.correlation(2, 5), 5))
+
+
+def test_gaussian_information_by_integration():
+    grid = np.linspace(-9, 9, 1001)
+    x, y = np.meshgrid(grid, grid)
+    shape = joint_shape(tasks.correlation(0.7, 1), 1)
+    joint = stats.multivariate_normal(np.zeros(2), shape).logpdf(np.stack([x, y], axis=-1))
+    ratio = joint - stats.norm.logpdf(x) - stats.norm.logpdf(y)
+    total = (np.exp(joint) * ratio).sum() * (grid[1] - grid[0]) ** 2
+    assert total == pytest.approx(0.7, abs=1e-9)
+
+
+@pytest.mark.parametrize("gaussian_information", [0.0, 2.0])
+def test_student_t(gaussian_information):
+    nu, d = 5, 5
+    rho = tasks.correlation(gaussian_information, d)
+    alone = stats.multivariate_t(np.zeros(d), np.eye(d), df=nu).logpdf
+    joint = stats.multivariate_t(np.zeros(2 * d), joint_shape(rho, d), df=nu).logpdf
+    task = tasks.student_t(gaussian_information, nu, d)
+    assert task.information > gaussian_information + 0.1
+    check_information(task, elliptical_log_ratio(joint, alone, alone))
+
+
+@pytest.mark.parametrize("width", [0.2, 0.4, 0.5, 0.8])
+def test_uniform_noise(width):
+    def y_density(y):
+        """Of x + e: the length of [y - width, y + width] within [0, 1], over 2 width."""
+        return (np.minimum(y + width, 1) - np.maximum(y - width, 0)) / (2 * width)
+
+    def surprise(y):
+        p = y_density(y)
+        return -p * math.log(p) if p > 0 else 0.0
+
+    corners = sorted({width, 1 - width})
+    entropy = integrate.quad(surprise, -width, 1 + width, points=corners)[0]
+    assert tasks.uniform_noise(width, 3).information == pytest.approx(3 * (entropy - math.log(2 * width)), abs=1e-6)
+    check_information(
+        tasks.uniform_noise(width, 3), lambda x, y: -(np.log(2 * width) + np.log(y_density(y))).sum(axis=1)
+    )
+
+
+@pytest.mark.parametrize("make", [tasks.cubic, tasks.spiral])
+def test_bijections_keep_the_density_ratio(make):
+    """Two draws of one seed: y differs, x and every pair's score by the optimal critic do not."""
+    mapped, plain = make(3.0, 10), tasks.gaussian(3.0, 10)
+    assert mapped.information == plain.information
+    (x, y), (same, before) = (task.sample(64, torch.Generator().manual_seed(0)) for task in (mapped, plain))
+    assert torch.equal(x, same)
+    assert (y - before).abs().mean() > 0.2
+    torch.testing.assert_close(
+        mapped.optimal_critic(x, y).dense(), plain.optimal_critic(x, before).dense(), atol=1e-4, rtol=1e-5
+    )
+
+
+def test_spiral_keeps_norms():
+    (_, y), (_, before) = (
+        task.sample(64, torch.Generator().manual_seed(0)) for task in (tasks.spiral(3.0, 10), tasks.gaussian(3.0, 10))
+    )
+    torch.testing.assert_close(y.norm(dim=1), before.norm(dim=1))
+
+
+def test_digits_determine_their_bits():
+    """No image is in both pools: then the images carry the bits' information, all of it."""
+    zeros, ones = tasks.images_of_bits()
+    assert min(len(zeros), len(ones)) > 150
+    assert torch.cdist(zeros, ones).min() > 0.5
+    flip, bits = 0.1, 3
+    task = tasks.digits_channel(flip, bits)
+    sent, received = (bits_of(images, bits) for images in task.sample(20_000, torch.Generator().manual_seed(0)))
+    table = np.histogram2d(sent.flatten(), received.flatten(), bins=2)[0]
+    assert task.information == pytest.approx(bits * plug_in_information(table), abs=0.02)
+    # Bits of one image do not tell of those of another.
+    assert plug_in_information(np.histogram2d(sent[:, 0], received[:, 1], bins=2)[0]) < 1e-3
+
+
+def bits_of(images: Tensor, bits: int) -> np.ndarray:
+    """(N, bits), by looking the images up among the ones."""
+    ones = {one.numpy().tobytes() for one in tasks.images_of_bits()[1]}
+    tiles = images.unflatten(1, (bits, -1)).numpy()
+    return np.array([[tile.tobytes() in ones for tile in row] for row in tiles], dtype=float)
+
+
+def plug_in_information(table: np.ndarray) -> float:
+    p = table / table.sum()
+    return float((p * np.log(p / np.outer(p.sum(1), p.sum(0)))).sum())
+
+
+def test_optimal_critic_is_the_log_density_ratio():
+    task = tasks.gaussian(4.0, 3)
+    x, y = task.sample(40, torch.Generator().manual_seed(0))
+    rows, columns = (t.flatten().numpy() for t in torch.meshgrid(torch.arange(40), torch.arange(40), indexing="ij"))
+    want = normal_log_ratio(tasks.correlation(4.0, 3), 3)(x.double().numpy()[rows], y.double().numpy()[columns])
+    got = task.optimal_critic(x, y, offset=1.0).dense().flatten()
+    np.testing.assert_allclose(got.numpy(), want + 1, atol=2e-4)
+
+
+# Of the optimal critic at d = 20: by size of the batch, nats and what infonce reads, which dense PyTorch gave.
+TABLE = {
+    64: {6: 3.75, 8: 4.02, 10: 4.13},
+    1024: {6: 5.21, 8: 6.15, 10: 6.63, 12: 6.84},
+}
+
+
+def test_optimal_critic_against_the_table():
+    for n, batches in ((64, 64), (1024, 4)):
+        for information, infonce in TABLE[n].items():
+            mean = optimal.measure(n, information, 20, batches)["mean"]
+            assert mean["infonce"] == pytest.approx(infonce, abs=0.1)
+            assert mean["infonce"] < math.log(n)
+    mean = optimal.measure(2048, 6, 20, 4)["mean"]
+    assert mean["dv"] == pytest.approx(6, abs=0.15)
+    assert mean["nwj"] == pytest.approx(6, abs=0.15)
+
+
+def test_every_bound_reads_two_nats_with_its_own_optimal_critic():
+    task = tasks.gaussian(2.0)
+    read: dict[str, list[float]] = {}
+    for seed in range(4):
+        x, y = task.sample(2048, torch.Generator().manual_seed(seed))
+        scores, bounds = task.optimal_critic(x, y), sk.bounds
+        joint = scores.joint
+        values = bounds.readouts(scores) | {
+            "js": bounds.js(scores),
+            "nwj, its own": bounds.nwj(task.optimal_critic(x, y, offset=1.0)),
+            "tuba": bounds.tuba(scores, 0.0),
+            # The optimal u of a batch is that of the population, -log r, but for the batch's own fluctuation.
+            "flo": bounds.flo(scores, -joint),
+            "interpolated": bounds.interpolated(scores, 0.01, 0.0),
+        }
+        for name, value in values.items():
+            read.setdefault(name, []).append(value.item())
+    mean = {name: sum(values) / len(values) for name, values in read.items()}
+    for name in ("infonce", "dv", "js", "nwj, its own", "tuba", "flo", "interpolated", "plug_in"):
+        assert mean[name] == pytest.approx(2.0, abs=0.1), name
+    # The critic that is optimal for js, read by nwj: I - 1/e.
+    assert mean["nwj"] == pytest.approx(2 - 1 / math.e, abs=0.1)
+
+
+@pytest.mark.parametrize(("critic", "steps"), [("separable", 150), ("mlp", 100)])
+def test_trained(critic, steps, monkeypatch):
+    """Nearly all of one nat, and no more, with narrow networks and the learning rate of a short run."""
+    monkeypatch.setitem(trained.HIDDEN, critic, 48)
+    monkeypatch.setattr(trained, "LEARNING_RATE", 5e-3)
+    (reading,) = trained.climb([tasks.gaussian(1.0, 2)], critic, "infonce", steps, seed=0)
+    assert 0.8 < reading["estimate"] < 1.02
+    assert reading["bias"] == reading["estimate"] - 1.0
+    assert 0 < reading["variance"] < 0.05
+
+
+def test_a_run_that_was_cut_off_goes_on(tmp_path):
+    pytest.importorskip("cpuinfo")
+    from benchmarks.known_mi import record
+
+    path, measured = tmp_path / "figures.json", []
+
+    def measure(n: int) -> dict:
+        if n == 2 and len(measured) == 1:
+            raise KeyboardInterrupt
+        measured.append(n)
+        return {"square": n**2}
+
+    plan = [{"n": 1}, {"n": 2}, {"n": 3}]
+    with pytest.raises(KeyboardInterrupt):
+        record.complete(path, plan, measure)
+    assert [row["square"] for row in record.load(path)["rows"]] == [1]
+    measured.append(0)
+    rows = record.complete(path, plan, measure)
+    assert measured == [1, 0, 2, 3]
+    assert rows == record.load(path)["rows"] == [{"n": n, "square": n**2, "run": 0} for n in (1, 2, 3)]
+    (run,) = record.load(path)["runs"]
+    assert run["versions"]["torch"] == torch.__version__
+
+
+def test_tables_hold_what_was_recorded():
+    from benchmarks.known_mi import report
+
+    row = {"n": 65536, "information": 8, "mean": dict.fromkeys(optimal.BOUNDS, 7.69)}
+    assert "| infonce | 65,536 | 11.09 |  |  |  | 7.69 |" in report.optimal_table([row])
+    readings = [
+        {"information": 2, "estimate": 1.5, "bias": -0.5, "variance": 0.25},
+        {"information": 4, "estimate": None, "bias": None, "variance": None},
+    ]
+    climb = {"family": "cubic", "critic": "mlp", "bound": "nwj", "readings": readings}
+    assert "| cubic | mlp | nwj | 1.50 (-0.50, 0.25) | not finite |" in report.trained_table([climb])
+    alone = {"family": "spiral", "critic": "separable", "bound": "js", "readings": readings[:1]}
+    assert "| spiral | 3.00 |  |  | 1.50 (-0.50, 0.25) |" in report.alone_table([climb, alone])
+
+
+@pytest.mark.parametrize("bound", ["infonce", "mine", "nwj", "js", "smile"])
+def test_torch_mist_reads_the_same_critic_alike(bound):
+    """Where it is installed, which benchmarks/known_mi/peers.py says how to do."""
+    estimators = pytest.importorskip("torch_mist.estimators")
+    negatives = 0 if bound == "infonce" else -1
+    peer = estimators.instantiate_estimator(
+        bound, 20, 20, hidden_dims=[16], critic_type="separable", k_dim=8, neg_samples=negatives
+    ).eval()
+    ours = sk.MutualInformation(sk.SeparableCritic(peer.critic.f_x, peer.critic.f_y, sk.DotCritic(3.0)), bound).eval()
+    peer.critic.temperature = 1 / 3
+    x, y = tasks.gaussian(2.0).sample(128, torch.Generator().manual_seed(0))
+    assert peer.mutual_information(x, y).item() == pytest.approx(ours(x, y).item(), rel=1e-5, abs=1e-5)
