@@ -1,13 +1,14 @@
 """What was recorded, as Markdown tables and plots."""
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from . import optimal, peers, tasks, trained
+from . import estimated, optimal, peers, tasks, trained
 
 CLIMBS = [(family, critic) for family in trained.CLIMBING for critic in trained.STEPS]
 # In nats: readings from here on are given to one digit, and wider error bars are not drawn.
@@ -51,6 +52,24 @@ def alone_table(rows: list[dict]) -> str:
         for family in ALONE
     ]
     return _markdown(["task", "truth", *trained.FEW], body)
+
+
+def estimated_table(rows: list[dict]) -> str:
+    """Means over draws, with the largest error behind them; how many intervals of InfoNCE hold the truth."""
+    body = []
+    for case in estimated.CASES:
+        draws = [row for row in rows if row["case"] == case]
+        if not draws:
+            continue
+        truth, cells = draws[0]["truth"], []
+        for bound in estimated.BOUNDS:
+            values = [row["estimate"][bound] for row in draws]
+            worst = max((value - truth for value in values), key=abs)
+            cells.append(f"{statistics.fmean(values):.3f} ({worst:+.3f})")
+        held = sum(row["interval"][0] <= truth <= row["interval"][1] for row in draws)
+        seconds = statistics.median(row["seconds"] for row in draws)
+        body.append([case, f"{truth:.3f}", *cells, f"{held} of {len(draws)}", f"{seconds:.0f}"])
+    return _markdown(["sample", "truth", *estimated.BOUNDS, "in the interval", "seconds"], body)
 
 
 def peers_table(rows: list[dict]) -> str:

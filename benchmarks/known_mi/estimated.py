@@ -1,0 +1,67 @@
+"""What `estimate` makes of samples of a fixed size, with its default settings."""
+
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Generator, Tensor
+
+from simmim_kernels import estimate
+
+from .tasks import Task, cubic, digits_channel, gaussian, spiral, student_t, uniform_noise
+
+BOUNDS = ("infonce", "dv", "nwj", "smile")
+DRAWS = 3
+ROWS = 10_000
+
+
+def symbols(count: int = 10, kept: float = 0.8) -> Task:
+    """x: one of `count` numbers, evenly; y: the same one with probability `kept`, else any of them, evenly.
+
+    I = log count - H(y | x), with y = x of probability kept + (1 - kept) / count.
+    """
+    other = (1 - kept) / count
+    same = kept + other
+
+    def sample(n: int, g: Generator) -> tuple[Tensor, Tensor]:
+        x, drawn = torch.randint(count, (2, n), generator=g)
+        return x, torch.where(torch.rand(n, generator=g) < kept, x, drawn)
+
+    return Task("symbols", math.log(count) + same * math.log(same) + (count - 1) * other * math.log(other), sample)
+
+
+# By name: the task, and how many pairs of it are drawn.
+CASES: dict[str, tuple[Task, int]] = {
+    **{f"gaussian, {nats:g} nats, d = 5": (gaussian(nats, 5), ROWS) for nats in (0.1, 0.5, 2.0, 5.0)},
+    **{f"gaussian, 2 nats, d = 5, N = {n:,}": (gaussian(2.0, 5), n) for n in (200, 500, 2000)},
+    **{f"gaussian, {nats:g} nats, d = {d}": (gaussian(nats, d), ROWS) for d, nats in ((1, 1.0), (50, 2.0), (200, 2.0))},
+    **{f"independent, d = {d}, N = {n:,}": (gaussian(0.0, d), n) for d in (1, 5, 50) for n in (500, ROWS)},
+    "cubic, d = 5": (cubic(2.0, 5), ROWS),
+    "spiral, d = 6": (spiral(2.0, 6), ROWS),
+    "student-t (3), d = 5": (student_t(1.0, 3, 5), ROWS),
+    "uniform noise, d = 5": (uniform_noise(), ROWS),
+    "digits channel": (digits_channel(), ROWS),
+    "symbols": (symbols(), ROWS),
+}
+
+
+def plan() -> Iterator[dict]:
+    for case in CASES:
+        for seed in range(DRAWS):
+            yield {"case": case, "seed": seed}
+
+
+def measure(case: str, seed: int) -> dict:
+    """Every bound's estimate from one draw, the 95% interval of InfoNCE, in nats, and the seconds it took."""
+    task, n = CASES[case]
+    x, y = task.sample(n, Generator().manual_seed(seed))
+    start = time.perf_counter()
+    found = estimate(x, y).bounds
+    return {
+        "truth": task.information,
+        "estimate": {name: found[name].value for name in BOUNDS},
+        "interval": [found["infonce"].low, found["infonce"].high],
+        "seconds": time.perf_counter() - start,
+        "threads": torch.get_num_threads(),
+    }
