@@ -10,7 +10,7 @@ from scipy import integrate, stats
 from torch import Tensor
 
 import simmim_kernels as sk
-from benchmarks.known_mi import optimal, tasks, trained
+from benchmarks.known_mi import estimated, optimal, tasks, trained
 
 LogDensity = Callable[[np.ndarray], np.ndarray]
 
@@ -238,6 +238,28 @@ def test_tables_hold_what_was_recorded():
     assert "| cubic | mlp | nwj | 1.50 (-0.50, 0.25) | not finite |" in report.trained_table([climb])
     alone = {"family": "spiral", "critic": "separable", "bound": "js", "readings": readings[:1]}
     assert "| spiral | 3.00 |  |  | 1.50 (-0.50, 0.25) |" in report.alone_table([climb, alone])
+
+
+def test_symbols_by_their_table_of_probabilities():
+    count, kept = 7, 0.6
+    joint = np.full((count, count), (1 - kept) / count**2) + kept * np.eye(count) / count
+    ratio = np.log(joint / (joint.sum(1, keepdims=True) * joint.sum(0)))
+    task = estimated.symbols(count, kept)
+    assert task.information == pytest.approx((joint * ratio).sum(), abs=1e-12)
+    check_information(task, lambda x, y: ratio[x.astype(int), y.astype(int)])
+
+
+def test_estimates_are_measured_and_tabled(monkeypatch):
+    from benchmarks.known_mi import report
+
+    monkeypatch.setitem(estimated.CASES, "symbols", (estimated.symbols(), 300))
+    rows = [{"case": "symbols", "seed": seed, **estimated.measure("symbols", seed)} for seed in (0, 1)]
+    assert all(abs(row["estimate"]["infonce"] - row["truth"]) < 0.3 for row in rows)
+    rows[1]["estimate"]["dv"] = rows[0]["estimate"]["dv"] + 0.5
+    line = report.estimated_table(rows).splitlines()[-1]
+    worst = max((row["estimate"]["dv"] - row["truth"] for row in rows), key=abs)
+    assert line.startswith("| symbols | 1.436 |")
+    assert f"({worst:+.3f})" in line
 
 
 @pytest.mark.parametrize("bound", ["infonce", "mine", "nwj", "js", "smile"])

@@ -6,8 +6,8 @@ python -m benchmarks.known_mi estimated  what `estimate` makes of samples, with 
 python -m benchmarks.known_mi peers      some bounds beside torch-mist and benchmark-mi, where those are installed
 python -m benchmarks.known_mi report     tables and plots of what the others recorded
 
-The others write ceiling.json, known_mi.json, estimated.json and known_mi_peers.json under benchmarks/results row by row;
-begun anew, they go on where they were cut off. They need the dev extra, and the peers what peers.py says.
+The others write ceiling.json, known_mi.json, estimated.json and known_mi_peers.json under benchmarks/results row by
+row; begun anew, they go on where they were cut off. They need the dev extra, and the peers what peers.py says.
 """
 
 import argparse
