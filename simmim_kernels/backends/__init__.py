@@ -9,7 +9,8 @@ A backend is a module with these functions:
     backward(problem, rows, columns, grad_rows, grad_columns, needs) -> gradients of problem.differentiable
     value_and_gradients(problem, needs) -> the sum over all pairs of a pointwise function, and its gradients
 
-Gradients come in any dtype that holds them without loss; the operator casts them.
+Gradients come in any dtype that holds them without loss, in memory of their own: the operator adds those of the joint
+scores in place, and casts them.
 
 A choice made by argument, by `use_backend` or by the environment is binding: where the backend cannot run the
 problem it raises. With no choice made, the first of the table that may and can, does.
