@@ -177,7 +177,8 @@ class PairwiseScores:
         """(N,) logsumexp(dim) - joint, in nats: -log of the joint pair's share of its row (dim 1) or column (dim 0).
 
         Made of the other pairs alone, as softplus(their log-sum-exp - joint): where the joint pair holds nearly all of
-        a row, neither the value nor a gradient is a difference of near equals, which half precision would lose.
+        a row, neither the value nor a gradient is a difference of near equals, which half precision would lose. The
+        plain difference is taken where `exclude` may have left joint pairs out, and over columns with `positives`.
         """
         dims = validation.dimension(dim)
         if dims == "total":
