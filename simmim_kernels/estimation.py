@@ -35,7 +35,7 @@ _FEATURES = 32
 _VALIDATION_SHARE, _FEW_VALIDATION_ROWS, _MOST_VALIDATION_ROWS = 1 / 8, 100, 4096
 # Beyond these, time would grow with the square of the rows and the interval is already narrow.
 _MOST_TEST_ROWS, _MOST_REFERENCE_ROWS = 16384, 16384
-_MOST_QUANTILES, _MOST_SYMBOLS = 65536, 16
+_MOST_QUANTILES, _MOST_SYMBOLS, _MOST_INDICATORS = 65536, 16, 256
 _CHECK_EVERY, _PATIENCE, _LEAST_GAIN = 20, 10, 1e-3
 _DECAY_OF_AVERAGE, _WEIGHT_DECAY = 0.98, 1e-2
 _LINEAR_RATE, _RATE = 5e-3, 1e-3
@@ -143,8 +143,9 @@ def estimate(
 
     transform="rank" maps each column to normal quantiles of its rank among the training rows, which takes heavy
     tails away and, being monotone in each column, changes no information but beyond the training rows' range, where
-    it is constant; a column of 3 to 16 values gives indicators of them besides. "standardise" takes the mean away
-    and divides by the standard deviation. Both are fitted on training rows alone, so that the bounds hold for them.
+    it is constant; a column of 3 to 16 values gives indicators of them besides, up to 256 in all. "standardise" takes
+    the mean away and divides by the standard deviation. Both are fitted on training rows alone, so that the bounds
+    hold for them.
 
     The 95% interval is the mean over folds +- 1.96 standard errors, by the influence of each held-out pair
     (held_out.influences). It covers the sampling of the held-out pairs, and by their spread the differences between
@@ -296,7 +297,8 @@ def _standardiser(train: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 def _ranker(train: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Normal quantiles of mid-ranks, linear between the values seen in training and constant beyond them.
 
-    A column of 3 to 16 values also gives an indicator of each: they may be symbols, whose order says nothing.
+    A column of 3 to 16 values also gives an indicator of each: they may be symbols, whose order says nothing. Not
+    where that would make more than 256: many such columns are pixels or counts, whose order does, and cost as many.
     """
     knots, symbols = [], []
     for k, column in enumerate(train[:_MOST_QUANTILES].T):
@@ -305,6 +307,8 @@ def _ranker(train: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         knots.append((seen, torch.special.ndtri(torch.from_numpy(rank)).numpy()))
         if 3 <= len(seen) <= _MOST_SYMBOLS:
             symbols.append((k, seen))
+    if sum(len(seen) for _, seen in symbols) > _MOST_INDICATORS:
+        symbols = []
 
     def apply(values: np.ndarray) -> np.ndarray:
         ranks = [np.interp(column, *knot)[:, None] for column, knot in zip(values.T, knots, strict=True)]

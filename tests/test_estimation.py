@@ -61,6 +61,13 @@ def test_luck_on_the_validation_rows_is_not_information(monkeypatch):
     assert sk.estimate(x, y, folds=2, max_steps=40).nats < -0.05
 
 
+def test_indicators_are_for_a_few_columns_of_symbols():
+    """An image of small whole numbers would otherwise become many times as wide."""
+    values = np.random.default_rng(0).integers(8, size=(500, 40)).astype(float)
+    assert estimation._ranker(values[:, :10])(values[:, :10]).shape == (500, 10 + 80)
+    assert estimation._ranker(values)(values).shape == (500, 40)
+
+
 def test_symbols_are_read_whatever_their_order():
     """Ten of them, in no order, kept with probability 0.8: the information by the table of joint probabilities."""
     rng = np.random.default_rng(0)
