@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 
 import simmim_kernels as sk
 from simmim_kernels.measure import forward_backward, interleaved_seconds
-from simmim_kernels.native_library import why_not
+import setup
+from simmim_kernels.native_library import instruction_sets, why_not
 
 from .cases import clip
 
@@ -32,15 +34,38 @@ def ratio(seconds: dict[str, list[float]], a: str, b: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def peak(tmp_path_factory) -> float:
-    """GFLOP/s of multiply-adds on as many threads as PyTorch has."""
+def program(tmp_path_factory) -> Callable[..., float]:
+    """Compiles a C++ program with flags, runs it with as many threads as PyTorch has, and reads the number it prints."""
     compiler = shutil.which("c++")
     if compiler is None:
-        pytest.skip("the peak is measured by a C++ program, and there is no compiler")
-    program = tmp_path_factory.mktemp("peak") / "fma_peak"
-    source = Path(__file__).with_name("fma_peak.cpp")
-    subprocess.run([compiler, "-std=c++17", "-O3", "-march=native", "-fopenmp", source, "-o", program], check=True)
-    return float(subprocess.run([program, str(torch.get_num_threads())], capture_output=True, check=True).stdout)
+        pytest.skip("the peak and the products are measured by C++ programs, and there is no compiler")
+
+    def run(source: str, flags: str, *arguments: int) -> float:
+        built = tmp_path_factory.mktemp("program") / "program"
+        path = Path(__file__).with_name(source)
+        command = [compiler, "-std=c++17", "-O3", "-fopenmp", *flags.split(), path, "-o", built]
+        subprocess.run(command, check=True)
+        given = map(str, (torch.get_num_threads(), *arguments))
+        return float(subprocess.run([built, *given], capture_output=True, check=True).stdout)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def peak(program) -> float:
+    """GFLOP/s of multiply-adds."""
+    return program("fma_peak.cpp", "-march=native")
+
+
+@pytest.mark.parametrize("d", [512, 64])
+def test_products(d, program, peak, benchmark):
+    """The three products of a tile, without all else."""
+    sets = {each.name: each for every in setup.INSTRUCTION_SETS.values() for each in every}
+    chosen = sets[instruction_sets()[0]]
+    macros = f"-DSIMMIM_ISA={chosen.name} -DSIMMIM_VECTOR_BYTES={chosen.vector_bytes} "
+    macros += f"-DSIMMIM_BLOCK_ROWS={chosen.block_rows} -I{Path(setup.__file__).parent / setup.SOURCES}"
+    rate = benchmark.pedantic(program, ("native_products.cpp", f"{macros} {chosen.flags}", d), rounds=1)
+    benchmark.extra_info.update({"case": "native products", "d": d, "gflops": rate, "of_peak": rate / peak})
 
 
 @pytest.mark.parametrize(("n", "d"), [(512, 512), (2048, 512), (8192, 512), (8192, 64), (8192, 16)])

@@ -65,8 +65,9 @@ def estimated_table(rows: list[dict]) -> str:
         for bound in estimated.BOUNDS:
             values = [row["estimate"][bound] for row in draws]
             worst = max((value - truth for value in values), key=abs)
-            cells.append(f"{statistics.fmean(values):.3f} ({worst:+.3f})")
-        held = sum(row["interval"][0] <= truth <= row["interval"][1] for row in draws)
+            cells.append(f"{round(statistics.fmean(values), 3) + 0.0:.3f} ({worst:+.3f})")  # no -0.000
+        # To the three digits that are shown: an interval may have no width.
+        held = sum(round(row["interval"][0], 3) <= round(truth, 3) <= round(row["interval"][1], 3) for row in draws)
         seconds = statistics.median(row["seconds"] for row in draws)
         body.append([case, f"{truth:.3f}", *cells, f"{held} of {len(draws)}", f"{seconds:.0f}"])
     return _markdown(["sample", "truth", *estimated.BOUNDS, "in the interval", "seconds"], body)
