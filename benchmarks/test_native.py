@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import setup
 import simmim_kernels as sk
 from simmim_kernels.measure import forward_backward, interleaved_seconds
-import setup
 from simmim_kernels.native_library import instruction_sets, why_not
 
 from .cases import clip
@@ -35,7 +35,7 @@ def ratio(seconds: dict[str, list[float]], a: str, b: str) -> float:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory) -> Callable[..., float]:
-    """Compiles a C++ program with flags, runs it with as many threads as PyTorch has, and reads the number it prints."""
+    """Compiles a C++ program with flags, runs it on as many threads as PyTorch has, and reads the number it prints."""
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("the peak and the products are measured by C++ programs, and there is no compiler")
