@@ -118,7 +118,6 @@ template <class E> struct Strip {
   int64_t stride;
   Buffer<E> x, packed;
   Buffer<Sum<E>> scores, gradient;
-  Buffer<uint8_t> mask;
   // The weights as numbers to multiply, where scores are not: pairs along a row, and pairs along a column.
   Buffer<E> by_row, by_column;
 
@@ -126,7 +125,6 @@ template <class E> struct Strip {
     const int64_t most = t.rows_of_strip();
     x = allocate<E>(std::max<int64_t>(most, block_columns<E>) * t.width);  // which serves to pack y, too
     scores = allocate<Sum<E>>(most * stride);
-    mask = allocate<uint8_t>(stride);
     if (!differentiates) return;
     packed = allocate<E>(most * t.width);
     gradient = allocate<Sum<E>>(most * t.width);
@@ -163,32 +161,18 @@ template <class E> void take_strip(const Typed<E> &t, Strip<E> &strip, int64_t f
   unpack(t.x, first, count, strip.rows, t.p.d, t.width, strip.x.get());
 }
 
-// Which columns of a row are left out: false where none is.
-template <class E> bool mark_left_out(const Typed<E> &t, const Panel<E> &panel, int64_t row, uint8_t *mask) {
-  const simmim_problem &p = t.p;
-  bool any = false;
-  if (p.ids) {
-    std::fill_n(mask, panel.count, uint8_t(0));
-    for (int64_t k = 0; k < p.ids; ++k) {
-      const int64_t id = p.row_ids[k * p.n + row], *ids = p.col_ids + k * p.m + panel.first;
-      for (int64_t j = 0; j < panel.count; ++j) mask[j] |= ids[j] == id;
-    }
-    any = true;
-  }
-  if (p.joint == SIMMIM_COUNTED) return any;
-  const int64_t at = (p.positives ? p.positives[row] : row) - panel.first;
-  if (at < 0 || at >= panel.count) return any;
-  if (!any) std::fill_n(mask, panel.count, uint8_t(0));
-  mask[at] = p.joint == SIMMIM_LEFT_OUT;
-  return true;
-}
-
 // Puts `fill` in the places of a row that are left out, and beyond its end.
 template <class E>
-void leave_out(const Typed<E> &t, const Panel<E> &panel, int64_t row, uint8_t *mask, Sum<E> *values, int64_t end,
-               Sum<E> fill) {
-  if (mark_left_out(t, panel, row, mask))
-    for (int64_t j = 0; j < panel.count; ++j) values[j] = mask[j] ? fill : values[j];
+void leave_out(const Typed<E> &t, const Panel<E> &panel, int64_t row, Sum<E> *values, int64_t end, Sum<E> fill) {
+  const simmim_problem &p = t.p;
+  const int64_t joint = (p.positives ? p.positives[row] : row) - panel.first;
+  const bool special = p.joint != SIMMIM_COUNTED && joint >= 0 && joint < panel.count;
+  const Sum<E> of_joint = special && p.joint == SIMMIM_KEPT ? values[joint] : fill;
+  for (int64_t k = 0; k < p.ids; ++k) {
+    const int64_t id = p.row_ids[k * p.n + row], *ids = p.col_ids + k * p.m + panel.first;
+    for (int64_t j = 0; j < panel.count; ++j) values[j] = ids[j] == id ? fill : values[j];
+  }
+  if (special) values[joint] = of_joint;
   for (int64_t j = panel.count; j < end; ++j) values[j] = fill;
 }
 
@@ -257,7 +241,7 @@ void add_exponentials(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel,
     T *s = strip.scores.get() + i * strip.stride;
     const T bias = t.row_bias ? t.row_bias[strip.first + i] : T(0);
     for (int64_t j = 0; j < n; j += lanes) store(s + j, clamped_score(t, unclamped_score(t, panel, s, j, bias)));
-    leave_out(t, panel, strip.first + i, strip.mask.get(), s, n, -infinity<T>);
+    leave_out(t, panel, strip.first + i, s, n, -infinity<T>);
     Vector<T> most = all(-infinity<T>);
     for (int64_t j = 0; j < n; j += lanes) {
       const Vector<T> v = load(s + j);
@@ -310,7 +294,7 @@ void add_values(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, Sum<E
     const T bias = t.row_bias ? t.row_bias[strip.first + i] : T(0);
     for (int64_t j = 0; j < panel.columns; j += lanes)
       store(s + j, function_of<T>(t.p.function, clamped_score(t, unclamped_score(t, panel, s, j, bias))));
-    leave_out(t, panel, strip.first + i, strip.mask.get(), s, panel.columns, T(0));
+    leave_out(t, panel, strip.first + i, s, panel.columns, T(0));
     Vector<T> sum{};
     for (int64_t j = 0; j < panel.columns; j += lanes) {
       sum += load(s + j);
@@ -503,9 +487,9 @@ void weigh(const Typed<E> &t, const Upstream<Sum<E>> &u, Weights<Sum<E>> &w, Str
       if (t.clamped) g = (raw >= all(t.lo)) & (raw <= all(t.hi)) ? g : Vector<T>{};
       store(s + j, g);
     }
-    leave_out(t, panel, row, strip.mask.get(), s, end, T(0));
+    leave_out(t, panel, row, s, end, T(0));
     if (total) {
-      leave_out(t, panel, row, strip.mask.get(), values, panel.columns, T(0));
+      leave_out(t, panel, row, values, panel.columns, T(0));
       Vector<T> sum{};
       for (int64_t j = 0; j < panel.columns; j += lanes) sum += load(values + j);
       *total += double(sum_of<T>(sum));
