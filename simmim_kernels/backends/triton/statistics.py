@@ -130,7 +130,8 @@ def _merge_side(parts, EXPONENTIAL: tl.constexpr, BLOCK: tl.constexpr, LINES: tl
     inside = index < parts.length
     neutral = -float("inf") if EXPONENTIAL else 0.0
     result = parts.result + parts.start + index
-    total = tl.load(result, mask=inside & (parts.first == 0), other=neutral)
+    # As tensors: what comparing two numbers gives is no mask to the interpreter of Triton 3.9.
+    total = tl.load(result, mask=inside & (tl.zeros_like(index) == parts.first), other=neutral)
     for first in range(0, parts.tiles, LINES):
         line = first + tl.arange(0, LINES)
         pointers = parts.lines + (line.to(tl.int64) * parts.stride)[:, None] + index[None, :]
