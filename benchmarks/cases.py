@@ -58,6 +58,7 @@ def _smile(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
 
 
 CASES = [
+    *(clip(64, d) for d in (512, 64)),
     *(clip(n, d, ratio=1.1) for n in (256, 512, 1024) for d in (512, 64)),
     clip(4096, 512),
     clip(8192, 512, ratio=0.5, megabytes=100),

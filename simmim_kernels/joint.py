@@ -27,7 +27,7 @@ def joint_scores(problem: Problem) -> Tensor:
 def joint_gradients(problem: Problem, upstream: Tensor) -> list[Tensor]:
     """Gradients of `problem.differentiable` by an inner product's joint scores; themselves differentiable.
 
-    Zeros of no dimension stand for the gradient of a bias that is not there.
+    Those of biases come whether or not there are any.
     """
     columns = torch.arange(len(problem.x), device=problem.x.device) if problem.positives is None else problem.positives
     g, dx, dy, dscale = _gradients(_pairs(problem, slice(0, len(problem.x))), upstream)
@@ -56,6 +56,8 @@ def add_joint_gradients(problem: Problem, gradients: Sequence[Tensor | None], up
 
 def _pairs(problem: Problem, rows: slice) -> Problem:
     """The joint pairs of some rows side by side: operands and biases of one length, in the compute dtype."""
+    if problem.positives is None and rows == slice(0, len(problem.x)) == slice(0, len(problem.y)):
+        return cast(problem)
     columns = rows if problem.positives is None else problem.positives[rows]
 
     def part(tensor: Tensor | None, index: slice | Tensor) -> Tensor | None:

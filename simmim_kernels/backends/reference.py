@@ -41,6 +41,8 @@ def excluded_pairs(problem: Problem) -> Tensor | None:
 def cast(problem: Problem) -> Problem:
     """The problem with every floating-point tensor in the compute dtype."""
     dtype = problem.compute_dtype
+    if all(tensor is None or tensor.dtype == dtype for tensor in problem.differentiable):
+        return problem  # as a caller that cast before has it; of a small batch a copy is a good part
 
     def to(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(dtype)
