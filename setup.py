@@ -30,6 +30,12 @@ class InstructionSet(NamedTuple):
     block_rows: int  # of the register block of a product: as many as there are registers for
     flags: str = ""
 
+    @property
+    def options(self) -> list[str]:
+        """What a source of the kernels is compiled with."""
+        macros = {"ISA": self.name, "VECTOR_BYTES": self.vector_bytes, "BLOCK_ROWS": self.block_rows}
+        return [*(f"-DSIMMIM_{macro}={value}" for macro, value in macros.items()), *self.flags.split()]
+
 
 PORTABLE = InstructionSet("portable", vector_bytes=16, block_rows=4)
 NEON = InstructionSet("neon", vector_bytes=16, block_rows=8)
@@ -64,10 +70,7 @@ def build_library(library: Path, objects: Path) -> None:
 
     # The first object, which runs before any choice is made, has no instruction set's flags.
     compilations = [("dispatch", "dispatch.cpp", [f"-DSIMMIM_HAS_{each.name.upper()}" for each in sets])]
-    for each in sets:
-        macros = {"ISA": each.name, "VECTOR_BYTES": each.vector_bytes, "BLOCK_ROWS": each.block_rows}
-        defines = [f"-DSIMMIM_{macro}={value}" for macro, value in macros.items()]
-        compilations.append((each.name, "kernels.cpp", [*defines, *each.flags.split()]))
+    compilations += [(each.name, "kernels.cpp", each.options) for each in sets]
 
     def compiled(compilation: tuple[str, str, list[str]]) -> str:
         name, source, own_flags = compilation

@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -40,10 +40,10 @@ def program(tmp_path_factory) -> Callable[..., float]:
     if compiler is None:
         pytest.skip("the peak and the products are measured by C++ programs, and there is no compiler")
 
-    def run(source: str, flags: str, *arguments: int) -> float:
+    def run(source: str, flags: Sequence[str], *arguments: int) -> float:
         built = tmp_path_factory.mktemp("program") / "program"
         path = Path(__file__).with_name(source)
-        command = [compiler, "-std=c++17", "-O3", "-fopenmp", *flags.split(), path, "-o", built]
+        command = [compiler, "-std=c++17", "-O3", "-fopenmp", *flags, path, "-o", built]
         subprocess.run(command, check=True)
         given = map(str, (torch.get_num_threads(), *arguments))
         return float(subprocess.run([built, *given], capture_output=True, check=True).stdout)
@@ -54,17 +54,15 @@ def program(tmp_path_factory) -> Callable[..., float]:
 @pytest.fixture(scope="module")
 def peak(program) -> float:
     """GFLOP/s of multiply-adds."""
-    return program("fma_peak.cpp", "-march=native")
+    return program("fma_peak.cpp", ["-march=native"])
 
 
 @pytest.mark.parametrize("d", [512, 64])
 def test_products(d, program, peak, benchmark):
     """The three products of a tile, without all else."""
     sets = {each.name: each for every in setup.INSTRUCTION_SETS.values() for each in every}
-    chosen = sets[instruction_sets()[0]]
-    macros = f"-DSIMMIM_ISA={chosen.name} -DSIMMIM_VECTOR_BYTES={chosen.vector_bytes} "
-    macros += f"-DSIMMIM_BLOCK_ROWS={chosen.block_rows} -I{Path(setup.__file__).parent / setup.SOURCES}"
-    rate = benchmark.pedantic(program, ("native_products.cpp", f"{macros} {chosen.flags}", d), rounds=1)
+    flags = [*sets[instruction_sets()[0]].options, f"-I{Path(setup.__file__).parent / setup.SOURCES}"]
+    rate = benchmark.pedantic(program, ("native_products.cpp", flags, d), rounds=1)
     benchmark.extra_info.update({"case": "native products", "d": d, "gflops": rate, "of_peak": rate / peak})
 
 

@@ -51,13 +51,7 @@ def _run_demo(name: str, options: dict[str, Any]) -> int:
     try:
         demo = import_module(f".demo.{name}", __package__)
     except ModuleNotFoundError as error:
-        extra, packages = _EXTRAS[name]
-        missing = (error.name or "").partition(".")[0]
-        if missing not in packages:
-            raise
-        command = "simmim-kernels demo" if name == "digits" else f"simmim-kernels demo {name}"
-        print(f'{command} needs {missing}: pip install "simmim_kernels[{extra}]"', file=sys.stderr)
-        return 2
+        return _need_extra(error, "demo" if name == "digits" else f"demo {name}", *_EXTRAS[name])
     try:
         demo.run(demo.Settings(**options))
     except KeyboardInterrupt:
@@ -73,17 +67,22 @@ def _estimate(arguments: argparse.Namespace) -> int:
 
         estimate_command.run(estimate_command.Settings(**options))
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in _ESTIMATE_EXTRAS:
-            raise
-        print(f'simmim-kernels estimate needs {missing}: pip install "simmim_kernels[estimate]"', file=sys.stderr)
-        return 2
+        return _need_extra(error, "estimate", "estimate", _ESTIMATE_EXTRAS)
     except DataError as error:
         print(f"simmim-kernels estimate: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _need_extra(error: ModuleNotFoundError, command: str, extra: str, packages: Sequence[str]) -> int:
+    """Says which extra brings the missing one of its packages; raises the error again where it is not one of them."""
+    missing = (error.name or "").partition(".")[0]
+    if missing not in packages:
+        raise error
+    print(f'simmim-kernels {command} needs {missing}: pip install "simmim_kernels[{extra}]"', file=sys.stderr)
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,6 +20,9 @@ from . import validation
 from .problem import compute_dtype
 from .scores import PairwiseScores
 
+# Of its ceiling, log M, in nats: `infonce` that near says no more than that the information is as large, or larger.
+SATURATED_WITHIN = 0.1
+
 
 def infonce(scores: PairwiseScores, symmetric: bool = False) -> Tensor:
     """mean(s_ii - logsumexp_j s_ij) + log M, at most log M (van den Oord et al. 2018; Poole et al. 2019, eq. 10).

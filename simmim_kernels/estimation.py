@@ -24,7 +24,6 @@ BOUNDS = {
 }
 CRITICS = ("separable", "mlp")
 TRANSFORMS = ("rank", "standardise")
-SATURATED_WITHIN = 0.1
 LEAST_ROWS_PER_FOLD = 20
 
 _DEFAULT_BATCH = {"separable": 512, "mlp": 128}
@@ -97,7 +96,7 @@ class MutualInformationEstimate:
     @property
     def saturated(self) -> bool:
         """Whether `infonce` is within 0.1 nat of the ceiling: the information is that, or any amount more."""
-        return self.nats > self.ceiling - SATURATED_WITHIN
+        return self.nats > self.ceiling - bounds.SATURATED_WITHIN
 
 
 @dataclass(frozen=True)
@@ -472,8 +471,8 @@ def _warnings(result: MutualInformationEstimate, x: np.ndarray, y: np.ndarray) -
     found = []
     if result.saturated:
         found.append(
-            f"InfoNCE is within {SATURATED_WITHIN} nats of its ceiling, log of {result.folds[0].test_rows} test rows: "
-            "the information is that or any amount more; more rows or fewer folds raise the ceiling"
+            f"InfoNCE is within {bounds.SATURATED_WITHIN} nats of its ceiling, log of {result.folds[0].test_rows} test "
+            "rows: the information is that or any amount more; more rows or fewer folds raise the ceiling"
         )
     repeated = _repeated_pairs(x, y)
     if repeated:

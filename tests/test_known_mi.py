@@ -244,7 +244,7 @@ def test_symbols_by_their_table_of_probabilities():
     count, kept = 7, 0.6
     joint = np.full((count, count), (1 - kept) / count**2) + kept * np.eye(count) / count
     ratio = np.log(joint / (joint.sum(1, keepdims=True) * joint.sum(0)))
-    task = estimated.symbols(count, kept)
+    task = tasks.symbols(count, kept)
     assert task.information == pytest.approx((joint * ratio).sum(), abs=1e-12)
     check_information(task, lambda x, y: ratio[x.astype(int), y.astype(int)])
 
@@ -252,7 +252,7 @@ def test_symbols_by_their_table_of_probabilities():
 def test_estimates_are_measured_and_tabled(monkeypatch):
     from benchmarks.known_mi import report
 
-    monkeypatch.setitem(estimated.CASES, "symbols", (estimated.symbols(), 300))
+    monkeypatch.setitem(estimated.CASES, "symbols", (tasks.symbols(), 300))
     rows = [{"case": "symbols", "seed": seed, **estimated.measure("symbols", seed)} for seed in (0, 1)]
     assert all(abs(row["estimate"]["infonce"] - row["truth"]) < 0.3 for row in rows)
     rows[1]["estimate"]["dv"] = rows[0]["estimate"]["dv"] + 0.5

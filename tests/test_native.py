@@ -188,8 +188,7 @@ def test_vector_math(instruction_set, tmp_path):
     spec.loader.exec_module(setup)
     every = {each.name: each for sets in setup.INSTRUCTION_SETS.values() for each in sets}
     chosen, program = every[instruction_set], tmp_path / "vector_math_test"
-    macros = {"ISA": chosen.name, "VECTOR_BYTES": chosen.vector_bytes, "BLOCK_ROWS": chosen.block_rows}
-    command = ["c++", *setup.FLAGS.split(), *chosen.flags.split(), *(f"-DSIMMIM_{k}={v}" for k, v in macros.items())]
+    command = ["c++", *setup.FLAGS.split(), *chosen.options]
     command += ["-I", root / "csrc/cpu", root / "csrc/cpu/tests/vector_math_test.cpp", "-o", program]
     subprocess.run(command, check=True)
     done = subprocess.run([program, "1001"], capture_output=True, text=True, timeout=120, check=False)

@@ -1,6 +1,5 @@
 """What `estimate` makes of samples of a fixed size, with its default settings."""
 
-import math
 import time
 from collections.abc import Iterator
 
@@ -9,26 +8,11 @@ from torch import Generator, Tensor
 
 from simmim_kernels import estimate
 
-from .tasks import Task, cubic, digits_channel, gaussian, spiral, student_t, uniform_noise
+from .tasks import Task, cubic, digits_channel, gaussian, spiral, student_t, symbols, uniform_noise
 
 BOUNDS = ("infonce", "dv", "nwj", "smile")
 DRAWS = 3
 ROWS = 10_000
-
-
-def symbols(count: int = 10, kept: float = 0.8) -> Task:
-    """x: one of `count` numbers, evenly; y: the same one with probability `kept`, else any of them, evenly.
-
-    I = log count - H(y | x), with y = x of probability kept + (1 - kept) / count.
-    """
-    other = (1 - kept) / count
-    same = kept + other
-
-    def sample(n: int, g: Generator) -> tuple[Tensor, Tensor]:
-        x, drawn = torch.randint(count, (2, n), generator=g)
-        return x, torch.where(torch.rand(n, generator=g) < kept, x, drawn)
-
-    return Task("symbols", math.log(count) + same * math.log(same) + (count - 1) * other * math.log(other), sample)
 
 
 # By name: the task, and how many pairs of it are drawn.

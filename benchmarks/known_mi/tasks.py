@@ -159,6 +159,21 @@ def digits_channel(flip: float = 0.05, bits: int = 4) -> Task:
     return Task("digits channel", bits * (math.log(2) - entropy), sample)
 
 
+def symbols(count: int = 10, kept: float = 0.8) -> Task:
+    """x: one of `count` numbers, evenly; y: the same one with probability `kept`, else any of them, evenly.
+
+    I = log count - H(y | x), with y = x of probability kept + (1 - kept) / count.
+    """
+    other = (1 - kept) / count
+    same = kept + other
+
+    def sample(n: int, g: Generator) -> tuple[Tensor, Tensor]:
+        x, drawn = torch.randint(count, (2, n), generator=g)
+        return x, torch.where(torch.rand(n, generator=g) < kept, x, drawn)
+
+    return Task("symbols", math.log(count) + same * math.log(same) + (count - 1) * other * math.log(other), sample)
+
+
 LEVELS = (2, 4, 6, 8, 10)
 FAMILIES: dict[str, list[Task]] = {
     "gaussian": [gaussian(information) for information in LEVELS],

@@ -25,6 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from .. import CosineCritic, SimMIM, clip_loss, dense, use_backend
+from ..bounds import SATURATED_WITHIN
 from ..measure import extra_megabytes, forward_backward, interleaved_seconds
 from .mnist import HELD_OUT, SIDE, Digits, load_digits
 from .progress import track
@@ -32,7 +33,6 @@ from .progress import track
 # Largest rotation (radians), log of the scale of either axis, shear, and translation (in half image widths).
 ROTATION, LOG_SCALE, SHEAR, TRANSLATION = math.radians(25), 0.3, 0.4, 0.2
 TEMPERATURE, LEARNING_RATE = 0.2, 2e-3
-SATURATED_WITHIN = 0.1
 COMPARED_PAIRS, COMPARED_WIDTH, COMPARED_REPEATS = 8192, 512, 3
 
 
