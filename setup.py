@@ -53,6 +53,7 @@ INSTRUCTION_SETS = {
 
 FLAGS = "-std=c++17 -O3 -fopenmp -fvisibility=hidden -fPIC"
 SOURCES = Path("csrc/cpu")
+PACKAGE = "simmim_kernels.backends.native"
 LIBRARY = "_native.so"
 REASON = "_native_unavailable.txt"
 
@@ -109,7 +110,7 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         wish = os.environ.get("SIMMIM_KERNELS_NATIVE", "")
-        library = Path(self.get_ext_fullpath("simmim_kernels._native"))
+        library = Path(self.get_ext_fullpath(f"{PACKAGE}._native"))
         reason = library.with_name(REASON)
         library.parent.mkdir(parents=True, exist_ok=True)
         for stale in (library, reason):
@@ -129,7 +130,7 @@ class BuildNative(build_ext):
 class Wheel(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
         # Asked for when the contents are in place. With the library, they run on one platform but under any Python 3.
-        self.root_is_pure = not Path(self.bdist_dir, "simmim_kernels", LIBRARY).exists()
+        self.root_is_pure = not Path(self.bdist_dir, *PACKAGE.split("."), LIBRARY).exists()
         tag = super().get_tag()
         return tag if self.root_is_pure else ("py3", "none", tag[2])
 
@@ -137,8 +138,6 @@ class Wheel(bdist_wheel):
 # The tests import the table of instruction sets.
 if __name__ == "__main__":
     setup(
-        ext_modules=[
-            Extension("simmim_kernels._native", [str(SOURCES / "dispatch.cpp"), str(SOURCES / "kernels.cpp")])
-        ],
+        ext_modules=[Extension(f"{PACKAGE}._native", [str(SOURCES / "dispatch.cpp"), str(SOURCES / "kernels.cpp")])],
         cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
     )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import simmim_kernels as sk
-from simmim_kernels import dense
+from simmim_kernels.comparison import dense
 
 Loss = Callable[..., Tensor]
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import simmim_kernels as sk
-from simmim_kernels.measure import extra_megabytes, forward_backward, interleaved_seconds
+from simmim_kernels.comparison.measure import extra_megabytes, forward_backward, interleaved_seconds
 
 N, CLASSES, D = 2048, 100_000, 256
 ROUNDS = 3

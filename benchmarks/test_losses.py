@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import simmim_kernels as sk
-from simmim_kernels.measure import extra_megabytes, forward_backward, interleaved_seconds
+from simmim_kernels.comparison.measure import extra_megabytes, forward_backward, interleaved_seconds
 
 from .cases import CASES, Case, clip
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 import setup
 import simmim_kernels as sk
-from simmim_kernels.measure import forward_backward, interleaved_seconds
-from simmim_kernels.native_library import instruction_sets, why_not
+from simmim_kernels.backends.native.library import instruction_sets, why_not
+from simmim_kernels.comparison.measure import forward_backward, interleaved_seconds
 
 from .cases import clip
 

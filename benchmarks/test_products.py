@@ -4,8 +4,8 @@ from statistics import median
 
 import torch
 
-from simmim_kernels.backends.products import times_transposed
-from simmim_kernels.measure import interleaved_seconds
+from simmim_kernels.backends.tiled.products import times_transposed
+from simmim_kernels.comparison.measure import interleaved_seconds
 
 
 def test_product_of_tiles(benchmark):

@@ -16,8 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import validation
-from .problem import compute_dtype
+from .problem import compute_dtype, validation
 from .scores import PairwiseScores
 
 # Of its ceiling, log M, in nats: `infonce` that near says no more than that the information is as large, or larger.

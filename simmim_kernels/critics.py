@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import validation
-from .problem import compute_dtype
+from .operator.statistic import without_autocast
+from .problem import compute_dtype, validation
 from .scores import PairwiseScores, autocast
-from .statistic import without_autocast
 
 
 class DotCritic(nn.Module):

@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import validation
-from .ids import dense_ranks
-from .pointwise import POINTWISE
-from .problem import compute_dtype
+from .operator.statistic import without_autocast
+from .problem import compute_dtype, validation
+from .problem.ids import dense_ranks
+from .problem.pointwise import POINTWISE
 from .scores import PairwiseScores, autocast
-from .statistic import without_autocast
 
 REDUCTIONS = ("mean", "sum", "none")
 

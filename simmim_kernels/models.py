@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import bounds, validation
+from . import bounds
 from .critics import CosineCritic
+from .problem import validation
 
 BOUNDS = {
     name: getattr(bounds, name)

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from . import bounds, validation
+from . import bounds
 from .losses import linear_cross_entropy
-from .problem import compute_dtype
+from .problem import compute_dtype, validation
 
 IGNORED = -100
 

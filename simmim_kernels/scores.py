@@ -6,13 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import validation
 from .backends import reference
-from .ids import excluded_counts
-from .joint import joint_scores
-from .pointwise import POINTWISE
-from .problem import Problem
-from .statistic import is_held, statistic, total, without_autocast
+from .operator.joint import joint_scores
+from .operator.statistic import is_held, statistic, total, without_autocast
+from .problem import Problem, validation
+from .problem.ids import excluded_counts
+from .problem.pointwise import POINTWISE
 
 # Counting pairs looks at every subset of the exclusions, so their number is limited.
 _MOST_EXCLUSIONS = 6

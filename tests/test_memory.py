@@ -7,7 +7,7 @@ import torch
 from truth import BACKENDS
 
 import simmim_kernels as sk
-from simmim_kernels.measure import extra_bytes, forward_backward
+from simmim_kernels.comparison.measure import extra_bytes, forward_backward
 
 MB = 2**20
 

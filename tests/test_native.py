@@ -22,8 +22,8 @@ from truth import (
 
 import simmim_kernels as sk
 from simmim_kernels.backends import BACKENDS, select
-from simmim_kernels.measure import extra_bytes, forward_backward
-from simmim_kernels.native_library import instruction_sets, library, why_not
+from simmim_kernels.backends.native.library import instruction_sets, library, why_not
+from simmim_kernels.comparison.measure import extra_bytes, forward_backward
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"the native library: {why_not()}")
 

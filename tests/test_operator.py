@@ -85,7 +85,7 @@ def test_calling_the_operator_itself_gives_gradients():
 @pytest.mark.parametrize("options", CASES.values(), ids=list(CASES))
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck_and_second_derivatives(options, backend, small_tiles, monkeypatch):
-    from simmim_kernels import second_derivatives
+    from simmim_kernels.operator import second_derivatives
 
     monkeypatch.setitem(second_derivatives._TILE, "inner_product", 4)
     case = Case(5, 7, 3, **options)

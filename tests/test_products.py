@@ -5,7 +5,7 @@ import torch
 from truth import assert_close
 
 import simmim_kernels as sk
-from simmim_kernels.backends import products
+from simmim_kernels.backends.tiled import products
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

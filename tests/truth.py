@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simmim_kernels.native_library import why_not
+from simmim_kernels.backends.native.library import why_not
 
 # Those that compute in float64, against which rounding is no excuse; and with them those that do not. The native
 # library is not built everywhere.

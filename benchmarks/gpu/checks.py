@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import simmim_kernels as sk
-from simmim_kernels.measure import extra_bytes
+from simmim_kernels.comparison.measure import extra_bytes
 
 from .losses import LOSSES, SCALE, LossFunction
 from .run import OUT_OF_MEMORY, Captured, Run, attempt, loss_and_gradients

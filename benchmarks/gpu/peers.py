@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from simmim_kernels.dense import SIGLIP_BIAS
+from simmim_kernels.comparison.dense import SIGLIP_BIAS
 
 from .losses import LossFunction
 from .run import attempt

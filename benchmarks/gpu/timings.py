@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simmim_kernels.measure import extra_bytes
+from simmim_kernels.comparison.measure import extra_bytes
 
 from .losses import LOSSES, SCALE, Loss, LossFunction
 from .peers import Found

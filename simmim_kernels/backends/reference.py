@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..forms import FORMS
-from ..pointwise import POINTWISE, clamp
 from ..problem import Problem, total_gradient_dtype
+from ..problem.forms import FORMS
+from ..problem.pointwise import POINTWISE, clamp
 
 
 def unavailable() -> str | None:

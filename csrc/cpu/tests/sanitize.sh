@@ -15,7 +15,7 @@ build() {
     CXXFLAGS="$*" SIMMIM_KERNELS_NATIVE=1 \
         "${PYTHON:-python3}" setup.py -q build_ext --build-lib "$to" --build-temp "$to" >"$to.log"
     ${CXX:-c++} -std=c++17 -fopenmp "$@" -Icsrc/cpu csrc/cpu/tests/kernels_test.cpp \
-        "$to/simmim_kernels/_native.so" -Wl,-rpath,"$to/simmim_kernels" -o "$to/kernels_test"
+        "$to/simmim_kernels/backends/native/_native.so" -Wl,-rpath,"$to/simmim_kernels/backends/native" -o "$to/kernels_test"
 }
 
 # Leaks count in both, but not what OpenMP keeps for its threads, which live as long as the process.

@@ -5,8 +5,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ..native_library import Gradients, ProblemStruct, library, why_not
-from ..problem import Problem
+from ...problem import Problem
+from .library import Gradients, ProblemStruct, library, why_not
 
 _FORM = "inner_product"
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}

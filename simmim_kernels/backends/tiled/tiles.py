@@ -7,9 +7,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..forms import ConcatenatedMLP
-from ..problem import Problem
+from ...problem import Problem
+from ...problem.forms import ConcatenatedMLP
 from .products import times_transposed
+
+LOG2E = 1 / math.log(2)
 
 # A few matrices of this many float32 scores stay within a CPU's caches.
 _TILE_ROWS, _TILE_COLUMNS = 512, 1024

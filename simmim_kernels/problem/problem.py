@@ -24,7 +24,7 @@ class Problem:
 
         s_ij = clamp(form(x_i, y_j; parameters) + row_bias_i + col_bias_j, lo, hi)
 
-    The fields stand in the order of the operator's schema (statistic.py).
+    The fields stand in the order of the operator's schema (operator/statistic.py).
     """
 
     x: Tensor

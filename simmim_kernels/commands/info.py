@@ -5,8 +5,8 @@ from importlib import metadata
 
 import torch
 
-from .backends import BACKENDS, backends
-from .version import __version__
+from ..backends import BACKENDS, backends
+from ..version import __version__
 
 
 def info() -> str:

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from . import estimation
-from .backends import use_backend
-from .estimation import BOUNDS, DataError, MutualInformationEstimate, estimate
-from .version import __version__
+from .. import estimation
+from ..backends import use_backend
+from ..estimation import BOUNDS, DataError, MutualInformationEstimate, estimate
+from ..version import __version__
 
 _NATS_PER_BIT = float(np.log(2))
 _LABELS = {"infonce": "InfoNCE", "dv": "Donsker-Varadhan", "nwj": "NWJ", "js": "JS", "smile": "SMILE"}

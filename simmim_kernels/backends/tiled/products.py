@@ -1,4 +1,4 @@
-"""Matrix products of tiles, by the fastest library that PyTorch carries for them."""
+"""Matrix products of tiles, by the fastest library that PyTorch carries for them, and what is small enough to skip."""
 
 from collections.abc import Callable
 
@@ -26,3 +26,8 @@ def _onednn_linear() -> Callable[..., Tensor] | None:
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return None
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def flush(e: Tensor) -> Tensor:
+    """Zeroes what is too small to matter, before products of it become denormal and slow; NaN stays."""
+    return torch.threshold_(e, torch.finfo(e.dtype).tiny ** 0.5, 0.0)

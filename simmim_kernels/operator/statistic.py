@@ -13,9 +13,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from .backends import BACKENDS, asked_for, reference, select
+from ..backends import BACKENDS, asked_for, reference, select
+from ..problem import Problem, total_gradient_dtype
 from .joint import add_joint_gradients, joint_gradients, joint_scores
-from .problem import Problem, total_gradient_dtype
 from .second_derivatives import second_derivatives
 
 _PROBLEM = (

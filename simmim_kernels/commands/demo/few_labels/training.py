@@ -8,7 +8,7 @@ from itertools import product
 import torch
 from torch import nn
 
-from ... import MultiTaskSimMIM, transfer
+from .... import MultiTaskSimMIM, transfer
 from .tasks import FEATURES, Task, Transfer
 
 SOURCE, TARGET = "source", "target"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .backends import reference
-from .problem import Problem
+from ..backends import reference
+from ..problem import Problem
 
 # A tile of second derivatives holds a dozen matrices of its size (for an MLP, of its size times the hidden width).
 _TILE = {"inner_product": 256, "concatenated_mlp": 32}

@@ -24,9 +24,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from .. import CosineCritic, SimMIM, clip_loss, dense, use_backend
-from ..bounds import SATURATED_WITHIN
-from ..measure import extra_megabytes, forward_backward, interleaved_seconds
+from ... import CosineCritic, SimMIM, clip_loss, use_backend
+from ...bounds import SATURATED_WITHIN
+from ...comparison import dense
+from ...comparison.measure import extra_megabytes, forward_backward, interleaved_seconds
 from .mnist import HELD_OUT, SIDE, Digits, load_digits
 from .progress import track
 

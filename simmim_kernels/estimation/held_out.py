@@ -6,8 +6,8 @@ All in nats. Nothing here trains, and nothing holds a matrix of scores.
 import torch
 from torch import Tensor, nn
 
-from . import bounds
-from .scores import PairwiseScores
+from .. import bounds
+from ..scores import PairwiseScores
 
 TAU = 5.0
 

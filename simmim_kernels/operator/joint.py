@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .backends.reference import cast
-from .forms import FORMS
-from .pointwise import clamp
-from .problem import Problem
+from ..backends.reference import cast
+from ..problem import Problem
+from ..problem.forms import FORMS
+from ..problem.pointwise import clamp
 
 # Features of rows that are looked at together: 1 MB of them in the cache, and on a GPU enough to be worth a launch.
 _BLOCK, _BLOCK_ON_GPU = 2**18, 2**24

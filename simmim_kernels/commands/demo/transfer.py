@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from .. import use_backend
+from ... import use_backend
 from .few_labels import report, training
 from .few_labels.data import load_transfers
 from .progress import track

@@ -1,0 +1,185 @@
+"""The arguments of every command: what it takes, and what it says of what it cannot take."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..backends import backends
+from ..estimation import CRITICS, TRANSFORMS
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(
+        prog="simmim-kernels",
+        description="Mutual-information bounds and contrastive losses over all pairs, without the N x M score matrix.",
+    )
+    commands = whole.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="versions, devices and backends")
+    demo = commands.add_parser(
+        "demo",
+        help="digits, a manifold learned without labels (the default), or transfer between tasks",
+        description="Without a name: digits, whose options may follow at once. Each demo has options of its own.",
+    )
+    demos = demo.add_subparsers(dest="demo", required=True)
+    _add_digits_options(
+        demos.add_parser("digits", help="learn a 10-dimensional manifold of handwritten digits without labels")
+    )
+    _add_transfer_options(
+        demos.add_parser(
+            "transfer", help="fine-tune on few labels: from scratch, from a source task, or with it simultaneously"
+        )
+    )
+    _add_estimate_options(
+        commands.add_parser(
+            "estimate",
+            help="mutual information between the paired rows of two files",
+            description="Mutual information between the paired rows of two files: trained critics, read by several "
+            "bounds on pairs that they never saw.",
+        )
+    )
+    return whole
+
+
+def _add_digits_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--steps", type=_integer(0), default=400, metavar="N", help="training steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=_integer(2, 4000),
+        default=1024,
+        metavar="N",
+        help="images a step, from 2 to 4000 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=_integer(0, 2**32 - 1),
+        default=0,
+        metavar="N",
+        help="of the split, the encoder and the views (default: %(default)s)",
+    )
+    _add_common_options(parser, Path("simmim-demo"), "manifold.png")
+
+
+def _add_transfer_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seeds",
+        type=_integer(2),
+        default=3,
+        metavar="N",
+        help="how many times, from seed 0 on, to draw labels, weights and batches; at least 2 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=_integer(0),
+        default=100,
+        metavar="N",
+        help="training steps on a target, the same from scratch and from a source (default: %(default)s)",
+    )
+    _add_common_options(parser, Path("simmim-transfer"), "transfer.png")
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        type=_device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda or cuda:INDEX (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--backend", type=_backend, help=f"{' or '.join(backends())} (default: the first that can run the problem)"
+    )
+
+
+def _add_common_options(parser: argparse.ArgumentParser, output: Path, plot: str) -> None:
+    _add_machine_options(parser)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=output,
+        metavar="DIR",
+        help=f"where {plot} and metrics.json go (default: %(default)s)",
+    )
+
+
+def _add_estimate_options(parser: argparse.ArgumentParser) -> None:
+    for name in ("x", "y"):
+        parser.add_argument(
+            name, metavar=name.upper(), help="a .npy, .npz (FILE.npz:NAME), .csv or .parquet file, a sample a row"
+        )
+    parser.add_argument(
+        "--folds",
+        type=_integer(2),
+        default=5,
+        metavar="N",
+        help="critics, each trained without a fold of the rows and read on it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=_integer(0), default=0, metavar="N", help="of the folds and the first critic; the next has N + 1"
+    )
+    parser.add_argument(
+        "--critic",
+        choices=CRITICS,
+        default=CRITICS[0],
+        help="two networks compared by distance, or one network of every pair, slower (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--transform",
+        choices=list(TRANSFORMS),
+        default="rank",
+        help="of each column: normal quantiles of ranks, or zero mean and unit deviation (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size", type=_integer(2), metavar="N", help="pairs a training step (default: 512, or 128 with mlp)"
+    )
+    parser.add_argument(
+        "--max-steps",
+        type=_integer(0),
+        default=2000,
+        metavar="N",
+        help="of a training stage that does not stop by itself (default: %(default)s)",
+    )
+    _add_machine_options(parser)
+    parser.add_argument("--bits", action="store_true", help="report bits instead of nats")
+    parser.add_argument(
+        "--json", metavar="PATH", help="write the results there as JSON, or to standard output alone where it is -"
+    )
+
+
+def _integer(least: int, most: int | None = None) -> Callable[[str], int]:
+    span = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {span}, got {text!r}") from None
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"must be {span}, got {value}")
+        return value
+
+    return parse
+
+
+def _device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:INDEX, got {text!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:INDEX, got {text!r}")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise argparse.ArgumentTypeError(f"must be available, got {text!r} with {count} CUDA devices")
+    return device
+
+
+def _backend(text: str) -> str:
+    found = backends()
+    if text not in found:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(found)}; got {text!r}")
+    if found[text] != "available":
+        raise argparse.ArgumentTypeError(f"must be available, got {text!r}: {found[text]}")
+    return text

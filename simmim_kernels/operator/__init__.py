@@ -1,0 +1,1 @@
+"""The pairwise statistic as a differentiable PyTorch operator, whichever backend computes it."""

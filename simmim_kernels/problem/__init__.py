@@ -1,0 +1,5 @@
+"""What a backend is asked: scores of all pairs, as a symbol, a statistic of them, and the mathematics it is made of."""
+
+from .problem import Problem, compute_dtype, total_gradient_dtype
+
+__all__ = ["Problem", "compute_dtype", "total_gradient_dtype"]
