@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .backends import reference
 from .operator.joint import joint_scores
-from .operator.statistic import is_held, statistic, total, without_autocast
+from .operator.statistic import statistic, total, without_autocast
 from .problem import Problem, validation
 from .problem.ids import excluded_counts
 from .problem.pointwise import POINTWISE
@@ -190,11 +190,11 @@ class PairwiseScores:
 
     def _cross_entropies(self, dims: str, backend: str | None) -> tuple[Tensor, Tensor]:
         self._need_positives()
-        p = self._problem.replace(fn="logsumexp", dims=dims, wants_joint=self._problem.form == "inner_product")
+        p = self._problem
+        p = p.replace(fn="logsumexp", dims=dims, wants_joint=p.form == "inner_product" and p.joint != "left_out")
         joint_is_in = p.joint == "kept" or (p.joint == "counted" and p.row_ids is None)
-        # A column that several rows have for their positive would lose all of them. What is held is summed in the
-        # compute dtype anyway.
-        from_others = joint_is_in and (dims == "rows" or p.positives is None) and not is_held(p, backend)
+        # A column that several rows have for their positive would lose all of them.
+        from_others = joint_is_in and (dims == "rows" or p.positives is None)
         rows, columns, joint = statistic(p.replace(joint="left_out") if from_others else p, backend)
         if not p.wants_joint:
             joint = self.joint

@@ -34,7 +34,7 @@ def _nan_in_fresh_memory():
 @pytest.fixture(autouse=True)
 def _nothing_is_held(monkeypatch):
     """Small problems go to a backend too: theirs is the code under test."""
-    monkeypatch.setattr("simmim_kernels.operator.statistic.HELD_SCORES", 0)
+    monkeypatch.setattr("simmim_kernels.operator.held.HELD_SCORES", 0)
 
 
 @pytest.fixture
@@ -60,4 +60,4 @@ def small_blocks(monkeypatch):
 @pytest.fixture
 def hold(monkeypatch):
     """Lets plain autograd hold small matrices, as it does outside tests, where no backend is asked for: None."""
-    return lambda: monkeypatch.setattr("simmim_kernels.operator.statistic.HELD_SCORES", 2**16)
+    return lambda: monkeypatch.setattr("simmim_kernels.operator.held.HELD_SCORES", 2**16)

@@ -59,7 +59,7 @@ def test_the_first_that_supports_the_problem_is_the_default(monkeypatch, spy):
 
 def test_few_scores_are_held_where_nothing_was_asked_for(monkeypatch, spy):
     monkeypatch.setattr(registry, "BACKENDS", {"spy": spy, **BACKENDS})
-    monkeypatch.setattr("simmim_kernels.operator.statistic.HELD_SCORES", 25)
+    monkeypatch.setattr("simmim_kernels.operator.held.HELD_SCORES", 25)
     case = Case(5, 5, 3, biases=True, clamp=(-0.5, 0.5))
     wide = case.upcast()
     for fn, dim in (("logsumexp", 1), ("logsumexp", (0, 1)), ("softplus", 0)):

@@ -363,3 +363,47 @@ def test_half_precision_gradients_of_a_converged_model(name, dtype, backend, hol
     found, truth = (torch.autograd.grad(2**10 * v, [t[k] for k in used]) for v, t in ((value, leaves), (want, wide)))
     for got, true in zip(found, truth, strict=True):
         assert (got.double() - true).norm() <= 2 * torch.finfo(dtype).eps * true.norm()
+
+
+@pytest.mark.parametrize("backend", ["held", *BACKENDS])
+@pytest.mark.parametrize("left", [1e-3, 1e-5, 3e-7])
+@pytest.mark.parametrize("name", ["clip", "info_nce", "info_nce, symmetric", "nt_xent", "linear_cross_entropy"])
+def test_a_converged_model_keeps_its_digits(name, left, backend, hold):
+    """In float32 what is left of a loss, and its gradients, are right to the rounding of the scores: s eps each."""
+    backend = hold() if backend == "held" else backend
+    g = torch.Generator().manual_seed(0)
+    classes = F.normalize(torch.randn(13, 64, generator=g), dim=1)
+    x = classes[TARGET.clamp(min=0)] if name == "linear_cross_entropy" else F.normalize(torch.randn(N, 64, generator=g))
+    y = x + 0.02 * torch.randn(N, 64, generator=g)
+    leaves = {k: v.requires_grad_() for k, v in {"x": x, "y": F.normalize(y, dim=1), "weight": classes}.items()}
+    wide = {k: v.detach().double().requires_grad_() for k, v in leaves.items()}
+    ours, dense = LOSSES[name]
+
+    def options(scale, dtype):
+        numbers = {"scale": scale, "temperature": 1 / scale, "class_bias": 0 * scale.new_ones(13)}
+        numbers = {k: v.to(dtype) for k, v in numbers.items()}
+        return numbers | ({"weight": scale.to(dtype) * leaves["weight"].detach().to(dtype)} if "linear" in name else {})
+
+    scale = torch.tensor(1.0)
+    while dense(wide | options(scale, torch.float64), "sum") > left:
+        scale = scale * 1.02
+    used = ("x",) if name == "linear_cross_entropy" else ("x", "y")
+    with contextlib.nullcontext() if backend is None else sk.use_backend(backend):
+        value = ours(leaves | options(scale, torch.float32), "sum")
+    want = dense(wide | options(scale, torch.float64), "sum")
+    found, truth = (torch.autograd.grad(v, [t[k] for k in used]) for v, t in ((value, leaves), (want, wide)))
+    allowed = 4 * float(scale) * torch.finfo(torch.float32).eps
+    assert value >= 0
+    assert abs(value.double() - want) <= allowed * want
+    for got, true in zip(found, truth, strict=True):
+        assert (got.double() - true).norm() <= allowed * true.norm()
+
+
+@pytest.mark.parametrize("backend", ["held", *BACKENDS])
+def test_cross_entropies_are_never_negative(backend, hold):
+    """Even where rounding puts a joint score above the log-sum-exp that holds it."""
+    backend = hold() if backend == "held" else backend
+    for seed in range(5):
+        x = F.normalize(torch.randn(64, 32, generator=torch.Generator().manual_seed(seed)), dim=1)
+        with contextlib.nullcontext() if backend is None else sk.use_backend(backend):
+            assert (sk.clip_loss(x, x, 100.0, reduction="none") >= 0).all()

@@ -13,8 +13,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..backends import BACKENDS, asked_for, reference, select
+from ..backends import BACKENDS, select
 from ..problem import Problem, total_gradient_dtype
+from .held import held_statistic, is_held
 from .joint import add_joint_gradients, joint_gradients, joint_scores
 from .second_derivatives import second_derivatives
 
@@ -31,9 +32,6 @@ _library.define(
 )
 _library.define(f"total({_PROBLEM}, str backend, bool[] needs) -> (Tensor value, Tensor[] gradients)")
 
-# A matrix of up to this many scores, 256 KB of them, is held where no backend was asked for by name.
-HELD_SCORES = 2**16
-
 # Problem's fields before `parameters` and after it: autograd.Function wants every tensor as an argument of its
 # own, so the parameters, which are as many as the form has, go last.
 _TENSORS = 7
@@ -43,9 +41,7 @@ def statistic(problem: Problem, backend: str | None = None) -> tuple[Tensor, Ten
     """Row and column values and joint scores of a validated problem, differentiable; empty where not asked for."""
     if is_held(problem, backend):
         with without_autocast(problem.x.device):
-            # Cast once for all, so that gradients are summed before they are rounded.
-            problem = reference.cast(problem)
-            return *reference.forward(problem), _joint(problem)
+            return held_statistic(problem)
     arguments = (*problem.arguments(), select(problem, backend))
     if torch.compiler.is_compiling() and not _wants_gradients(problem):
         # torch.compile mistakes the arguments of an autograd.Function with setup_context that needs no gradient.
@@ -60,16 +56,6 @@ def total(problem: Problem, backend: str | None = None) -> Tensor:
     needs = [t is not None and t.requires_grad for t in problem.differentiable]
     settings, tensors = _arguments_of_function((*problem.arguments(), select(problem, backend)))
     return PairwiseTotal.apply(settings, needs, *tensors)[0]
-
-
-def is_held(problem: Problem, backend: str | None = None) -> bool:
-    """Whether the scores are so few that PyTorch's autograd may keep them: that takes less than making them twice.
-
-    Not where a backend was asked for, nor with exclusions: PyTorch's log-sum-exp has NaN for an empty row's gradient.
-    """
-    n, m = problem.shape
-    all_pairs = asked_for(backend)[0] is None and problem.joint == "counted" and problem.row_ids is None
-    return all_pairs and problem.form == "inner_product" and n * m <= HELD_SCORES
 
 
 def _wants_gradients(problem: Problem) -> bool:

@@ -1,0 +1,40 @@
+"""Statistics of matrices so small that PyTorch's autograd may hold them: that takes less than making them twice."""
+
+import torch
+from torch import Tensor
+
+from ..backends import asked_for, reference
+from ..problem import Problem
+
+# A matrix of up to this many scores, 256 KB of them, is held where no backend was asked for by name.
+HELD_SCORES = 2**16
+
+
+def is_held(problem: Problem, backend: str | None = None) -> bool:
+    """Whether autograd holds the scores. Not where a backend was asked for, nor with exclusions.
+
+    Of an empty row PyTorch's log-sum-exp has NaN for a gradient. Joint pairs that are left out but wanted beside the
+    rest, as a cross entropy has them, are no such exclusion: see `held_statistic`.
+    """
+    n, m = problem.shape
+    all_pairs = problem.row_ids is None and (problem.joint == "counted" or problem.wants_joint)
+    return n * m <= HELD_SCORES and all_pairs and problem.form == "inner_product" and asked_for(backend)[0] is None
+
+
+def held_statistic(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and column values and joint scores, the last out of the same products as the others."""
+    # Cast once for all, so that gradients are summed before they are rounded.
+    p = reference.cast(problem)
+    if not p.wants_joint:
+        return *reference.forward(p), p.x.new_empty(0)
+    s = reference.dense(p.replace(joint="counted"))
+    joint = s.diagonal() if p.positives is None else s.gather(1, p.positives[:, None]).squeeze(1)
+    if p.joint == "left_out":
+        # The lowest number, and not -inf: its share of any sum is 0, and alone it has a gradient that is 0 and not NaN.
+        lowest = torch.finfo(s.dtype).min
+        if p.positives is None:
+            s = s.diagonal_scatter(torch.full_like(joint, lowest))
+        else:
+            s = s.scatter(1, p.positives[:, None], lowest)
+    nothing = s.new_empty(0)
+    return s.logsumexp(1) if p.wants_rows else nothing, s.logsumexp(0) if p.wants_columns else nothing, joint
