@@ -27,7 +27,10 @@ int main(int, char **arguments) {
 #pragma omp parallel num_threads(threads) reduction(+ : kept)
     {
       vector sums[chains] = {}, a = {}, b = {};
-      a += 0.5f, b += float(omp_get_thread_num());
+      a += 0.5f, b += 1.0f + float(omp_get_thread_num());
+      // Unlike ones: of equal chains the compiler would keep a single one.
+#pragma GCC unroll 16
+      for (int i = 0; i < chains; ++i) sums[i] += float(i);
       for (long k = 0; k < steps; ++k) {
 #pragma GCC unroll 16
         for (int i = 0; i < chains; ++i) sums[i] = sums[i] * a + b;

@@ -107,6 +107,25 @@ def test_empty_rows_and_columns(backend, small_tiles):
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
+@pytest.mark.parametrize("side", ["row_bias", "col_bias"])
+@pytest.mark.parametrize("every", [True, False])
+def test_biases_that_rule_pairs_out(every, side, backend, small_tiles):
+    """-inf for a bias: rows or columns without a pair have statistics of -inf and no gradient; nothing is NaN."""
+    case = Case(40, 60, 5, WIDEST[backend], biases=True)
+    case.tensors[side].data[slice(None) if every else slice(0, 30)] = -torch.inf
+    rows, columns = case.scores(sk).logsumexps(backend=backend)
+    t = {name: tensor.detach() for name, tensor in case.upcast().items()}
+    s = case.dense(t)
+    for got, dim in ((rows, 1), (columns, 0)):
+        assert torch.equal(got.isneginf(), s.logsumexp(dim).isneginf())
+    g = s.softmax(1).nan_to_num(0) + s.softmax(0).nan_to_num(0)
+    want = {"x": t["scale"] * g @ t["y"], "y": t["scale"] * g.T @ t["x"], "row_bias": g.sum(1), "col_bias": g.sum(0)}
+    found = gradients(rows.sum() + columns.sum(), case.tensors)
+    for name, truth in want.items():
+        assert_close(found[name], truth, name=name)
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_scores_of_ten_thousand(dtype, backend, small_tiles):
     if dtype == torch.float64 and WIDEST[backend] != dtype:

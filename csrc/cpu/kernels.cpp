@@ -429,7 +429,8 @@ template <class T> struct Weights {
     };
     if (u.rows) see(u.rows + strip.first, strip.count);
     if (u.columns) see(u.columns + panel.first, panel.count);
-    shared = ordinary && most - least <= T(shared_spread);
+    // Not where every statistic is -inf: there is no reference then, and no pair to weigh.
+    shared = ordinary && most >= least && most - least <= T(shared_spread);
     reference = shared ? (most + least) / 2 : T(0);
     for (int64_t j = 0; j < panel.columns; ++j) {
       const bool inside = u.columns && j < panel.count;

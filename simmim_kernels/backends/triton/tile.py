@@ -168,8 +168,9 @@ def _exponential_weights(s, own, other, i0, j0):
         most = tl.maximum(tl.max(tl.where(r == float("inf"), -float("inf"), r), 0),
                           tl.max(tl.where(c == float("inf"), -float("inf"), c), 0))  # fmt: skip
         least = tl.minimum(tl.min(r, 0), tl.min(c, 0))
-        # 2^(s - k) (a_i 2^(k - r_i) + b_j 2^(k - c_j)): one exponential a pair. A NaN or infinity compares as false.
-        if most - least <= _SHARED_SPREAD:
+        # 2^(s - k) (a_i 2^(k - r_i) + b_j 2^(k - c_j)): one exponential a pair. A NaN or infinity compares as false,
+        # and so do statistics that are all -inf: there is no reference then, and no pair to weigh.
+        if (most >= least) & (most - least <= _SHARED_SPREAD):
             k = (most + least) * 0.5
             g = tl.exp2(s - k) * ((a * tl.exp2(k - r))[:, None] + (b * tl.exp2(k - c))[None, :])
         else:
