@@ -35,8 +35,7 @@ def infonce(scores: PairwiseScores, symmetric: bool = False) -> Tensor:
         return math.log(m) - scores.cross_entropy(1).mean()
     if n != m:
         raise ValueError(f"scores must be square for symmetric=True, got shape ({n}, {m})")
-    rows, columns = scores.cross_entropies()
-    return math.log(m) - (rows.mean() + columns.mean()) / 2
+    return math.log(m) - scores._cross_entropies("both").mean()
 
 
 def dv(scores: PairwiseScores) -> Tensor:

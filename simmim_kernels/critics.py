@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .operator.statistic import without_autocast
+from .operator.computation import without_autocast
 from .problem import compute_dtype, validation
 from .scores import PairwiseScores, autocast
 

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .operator.statistic import without_autocast
+from .operator.computation import without_autocast
+from .operator.cross_entropy import cross_entropy_from_others
 from .problem import compute_dtype, validation
 from .problem.ids import dense_ranks
-from .problem.pointwise import POINTWISE
 from .scores import PairwiseScores, autocast
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -41,12 +41,12 @@ def info_nce_loss(
     query, positive_key = F.normalize(query, dim=1), F.normalize(positive_key, dim=1)
     scores = PairwiseScores(query, positive_key, scale=_inverse(temperature, query))
     if negative_keys is None:
-        return _reduce(_both_directions(scores) if symmetric else scores.cross_entropy(1), reduction)
+        return _both_directions(scores, reduction) if symmetric else _reduce(scores.cross_entropy(1), reduction)
     if symmetric:
         raise ValueError("symmetric must be False where negative_keys are given: they have no direction back")
     validation.operands(query, negative_keys, ("query", "negative_keys"))
     negatives = PairwiseScores(query, F.normalize(negative_keys, dim=1), scale=_inverse(temperature, query))
-    return _reduce(POINTWISE["softplus"].value(negatives.logsumexp(1) - scores.joint), reduction)
+    return _reduce(cross_entropy_from_others(negatives.logsumexp(1), scores.joint), reduction)
 
 
 def clip_loss(
@@ -60,7 +60,7 @@ def clip_loss(
     names = ("image_features", "text_features")
     validation.operands(image_features, text_features, names, same_length=True)
     logit_scale = validation.scalar(logit_scale, "logit_scale", image_features)
-    return _reduce(_both_directions(PairwiseScores(image_features, text_features, scale=logit_scale)), reduction)
+    return _both_directions(PairwiseScores(image_features, text_features, scale=logit_scale), reduction)
 
 
 def siglip_loss(
@@ -205,10 +205,12 @@ def _mean_scores(x: Tensor, weight: Tensor, bias: Tensor | None, class_weight: T
         return scores if bias is None else scores + mean(bias)
 
 
-def _both_directions(scores: PairwiseScores) -> Tensor:
-    """(N,) cross entropies of the diagonal, the mean of row-wise and column-wise."""
-    rows, columns = scores.cross_entropies()
-    return (rows + columns) / 2
+def _both_directions(scores: PairwiseScores, reduction: str) -> Tensor:
+    """Cross entropies of the diagonal, the mean of row-wise and column-wise, reduced."""
+    both = scores._cross_entropies("both")
+    if reduction == "sum":
+        return both.sum() / 2
+    return both.mean(0) if reduction == "none" else both.mean()
 
 
 def _inverse(temperature: float | Tensor, like: Tensor) -> Tensor:

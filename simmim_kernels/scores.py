@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from .backends import reference
+from .operator.computation import without_autocast
+from .operator.cross_entropy import cross_entropies
 from .operator.joint import joint_scores
-from .operator.statistic import statistic, total, without_autocast
+from .operator.statistic import statistic, total
 from .problem import Problem, validation
 from .problem.ids import excluded_counts
 from .problem.pointwise import POINTWISE
@@ -175,38 +177,23 @@ class PairwiseScores:
     def cross_entropy(self, dim: int, backend: str | None = None) -> Tensor:
         """(N,) logsumexp(dim) - joint, in nats: -log of the joint pair's share of its row (dim 1) or column (dim 0).
 
-        Made of the other pairs alone, as softplus(their log-sum-exp - joint): where the joint pair holds nearly all of
-        a row, neither the value nor a gradient is a difference of near equals, which half precision would lose. The
-        plain difference is taken where `exclude` may have left joint pairs out, and over columns with `positives`.
+        Made of the other pairs alone (operator/cross_entropy.py), so that it keeps its digits where the joint pair
+        holds nearly all, but where `exclude` may have left joint pairs out, and over columns with `positives`.
         """
         dims = validation.dimension(dim)
         if dims == "total":
             raise ValueError(f"dim must be 0 or 1, got {dim!r}")
-        return self._cross_entropies(dims, backend)[1 if dims == "columns" else 0]
+        return self._cross_entropies(dims, backend).squeeze(0)
 
     def cross_entropies(self, backend: str | None = None) -> tuple[Tensor, Tensor]:
         """cross_entropy(1) and cross_entropy(0) from one pass over the scores."""
-        return self._cross_entropies("both", backend)
-
-    def _cross_entropies(self, dims: str, backend: str | None) -> tuple[Tensor, Tensor]:
-        self._need_positives()
-        p = self._problem
-        p = p.replace(fn="logsumexp", dims=dims, wants_joint=p.form == "inner_product" and p.joint != "left_out")
-        joint_is_in = p.joint == "kept" or (p.joint == "counted" and p.row_ids is None)
-        # A column that several rows have for their positive would lose all of them.
-        from_others = joint_is_in and (dims == "rows" or p.positives is None)
-        rows, columns, joint = statistic(p.replace(joint="left_out") if from_others else p, backend)
-        if not p.wants_joint:
-            joint = self.joint
-
-        def less_joint(sums: Tensor) -> Tensor:
-            return POINTWISE["softplus"].value(sums - joint) if from_others else sums - joint
-
-        if p.wants_rows:
-            rows = less_joint(rows)
-        if p.wants_columns:
-            columns = less_joint(columns[: len(joint)] if p.positives is None else columns[p.positives])
+        rows, columns = self._cross_entropies("both", backend)
         return rows, columns
+
+    def _cross_entropies(self, dims: str, backend: str | None = None) -> Tensor:
+        """(1 or 2, N): cross_entropy(1), cross_entropy(0) or both, as one tensor."""
+        self._need_positives()
+        return cross_entropies(self._problem, dims, backend)
 
     def sum(self, dim: Dim, fn: str = "softplus", backend: str | None = None) -> Tensor:
         """Sum of a pointwise function of the scores: softplus, square, log1mexp or identity.

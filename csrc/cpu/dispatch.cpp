@@ -75,8 +75,9 @@ extern "C" {
 
 __attribute__((visibility("default"))) int simmim_interface(void) { return SIMMIM_INTERFACE; }
 
-__attribute__((visibility("default"))) int simmim_forward(const simmim_problem *problem, void *rows, void *columns) {
-  return kernels().forward(problem, rows, columns);
+__attribute__((visibility("default"))) int simmim_forward(const simmim_problem *problem,
+                                                          const simmim_values *values) {
+  return kernels().forward(problem, values);
 }
 
 __attribute__((visibility("default"))) int simmim_backward(const simmim_problem *problem,

@@ -28,7 +28,7 @@ namespace SIMMIM_ISA {
 namespace {
 
 // Multiples of every block's rows and columns. A strip and its tile stay in a core's own cache, a panel in the shared.
-constexpr int64_t strip_rows = 96, panel_step = 96, panel_columns = 960, panel_features = 960 * 512;
+constexpr int64_t strip_rows = 96, panel_step = SIMMIM_ROW_STEP, panel_columns = 960, panel_features = 960 * 512;
 static_assert(strip_rows % block_rows == 0 && panel_step % block_rows == 0 && panel_step % block_columns<float> == 0);
 
 // Spread of a tile's references for which one exponential serves rows and columns: in nats, far within float32.
@@ -82,12 +82,14 @@ template <class E> struct Typed {
   bool clamped;
   Features x, y;
   int64_t depth, width;  // of features, in whole steps and in whole blocks
+  int64_t kept_row;      // of scores that are kept
 
   explicit Typed(const simmim_problem &problem)
       : p(problem), row_bias(static_cast<const T *>(p.row_bias)), col_bias(static_cast<const T *>(p.col_bias)),
         scale(T(p.scale)), lo(T(p.lo)), hi(T(p.hi)), clamped(p.lo > -infinity<double> || p.hi < infinity<double>),
         x{p.x, p.dtype, p.x_row, p.x_column}, y{p.y, p.dtype, p.y_row, p.y_column},
-        depth(round_up(p.d, Operand<E>::step)), width(round_up(p.d, block_columns<E>)) {}
+        depth(round_up(p.d, Operand<E>::step)), width(round_up(p.d, block_columns<E>)),
+        kept_row(round_up(p.m, panel_step)) {}
 
   int threads() const { return std::max(1, p.threads); }
   int64_t columns_of_panel() const {
@@ -161,12 +163,18 @@ template <class E> void take_strip(const Typed<E> &t, Strip<E> &strip, int64_t f
   unpack(t.x, first, count, strip.rows, t.p.d, t.width, strip.x.get());
 }
 
+// Where a row's joint pair is among the panel's columns, or -1.
+template <class E> int64_t joint_of(const Typed<E> &t, const Panel<E> &panel, int64_t row) {
+  const int64_t joint = (t.p.positives ? t.p.positives[row] : row) - panel.first;
+  return joint >= 0 && joint < panel.count ? joint : -1;
+}
+
 // Puts `fill` in the places of a row that are left out, and beyond its end.
 template <class E>
 void leave_out(const Typed<E> &t, const Panel<E> &panel, int64_t row, Sum<E> *values, int64_t end, Sum<E> fill) {
   const simmim_problem &p = t.p;
-  const int64_t joint = (p.positives ? p.positives[row] : row) - panel.first;
-  const bool special = p.joint != SIMMIM_COUNTED && joint >= 0 && joint < panel.count;
+  const int64_t joint = p.joint == SIMMIM_COUNTED ? -1 : joint_of(t, panel, row);
+  const bool special = joint >= 0;
   const Sum<E> of_joint = special && p.joint == SIMMIM_KEPT ? values[joint] : fill;
   for (int64_t k = 0; k < p.ids; ++k) {
     const int64_t id = p.row_ids[k * p.n + row], *ids = p.col_ids + k * p.m + panel.first;
@@ -231,7 +239,8 @@ template <class T> struct Sums {
 // Log-sum-exps of the rows and of the columns of a tile, by one exponential where one reference serves all.
 template <class E>
 void add_exponentials(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, Sums<Sum<E>> rows,
-                      Sums<Sum<E>> columns, bool want_rows, bool want_columns, Sum<E> *column_most, Sum<E> *column_sum) {
+                      Sums<Sum<E>> columns, bool want_rows, bool want_columns, Sum<E> *joints, Sum<E> *kept,
+                      Sum<E> *column_most, Sum<E> *column_sum) {
   using T = Sum<E>;
   constexpr int lanes = Vectors<T>::lanes;
   const int64_t n = panel.columns;
@@ -241,7 +250,10 @@ void add_exponentials(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel,
     T *s = strip.scores.get() + i * strip.stride;
     const T bias = t.row_bias ? t.row_bias[strip.first + i] : T(0);
     for (int64_t j = 0; j < n; j += lanes) store(s + j, clamped_score(t, unclamped_score(t, panel, s, j, bias)));
+    if (const int64_t joint = joints ? joint_of(t, panel, strip.first + i) : -1; joint >= 0)
+      joints[strip.first + i] = s[joint];
     leave_out(t, panel, strip.first + i, s, n, -infinity<T>);
+    if (kept) std::copy_n(s, n, kept + (strip.first + i) * t.kept_row + panel.first);
     Vector<T> most = all(-infinity<T>);
     for (int64_t j = 0; j < n; j += lanes) {
       const Vector<T> v = load(s + j);
@@ -332,7 +344,6 @@ template <class E, class Job> void for_each_tile(const Typed<E> &t, Job &job) {
         job.shares[me]->clear();
         for (int64_t s = strips * me / team; s < strips * (me + 1) / team; ++s) {
           take_strip(t, *strip, s * height, std::min(height, p.n - s * height));
-          multiply_tile(t, *strip, panel);
           job.add_tile(*strip, panel, *job.shares[me]);
         }
 #pragma omp barrier
@@ -342,6 +353,18 @@ template <class E, class Job> void for_each_tile(const Typed<E> &t, Job &job) {
     }
   }
   if (failed) throw std::bad_alloc();
+}
+
+// logaddexp(others, joint) - joint. A joint score of inf would hide itself there: its cross entropy is inf - inf.
+template <class T> T entropy(T others, T joint) {
+  const T excess = others - joint;
+  if (joint == infinity<T>) return std::numeric_limits<T>::quiet_NaN();
+  return std::max(excess, T(0)) + std::log1p(std::exp(-std::abs(excess)));
+}
+// Its derivative by `others`.
+template <class T> T share_of_others(T others, T joint) {
+  if (joint == infinity<T>) return std::numeric_limits<T>::quiet_NaN();
+  return T(1) / (T(1) + std::exp(joint - others));
 }
 
 template <class E> struct Forward {
@@ -361,21 +384,23 @@ template <class E> struct Forward {
 
   const Typed<E> &t;
   const bool exponential;
-  T *rows, *columns;
+  T *const rows, *const columns, *const joints, *const entropies, *const kept;
   Buffer<T> row_most;
   std::vector<std::unique_ptr<Share>> shares;
 
-  Forward(const Typed<E> &problem, T *row_values, T *column_values)
-      : t(problem), exponential(t.p.function == SIMMIM_LOGSUMEXP), rows(row_values), columns(column_values),
-        row_most(allocate<T>(exponential && rows ? t.p.n : 0)) {
+  Forward(const Typed<E> &problem, const simmim_values &v)
+      : t(problem), exponential(t.p.function == SIMMIM_LOGSUMEXP), rows(static_cast<T *>(v.rows)),
+        columns(static_cast<T *>(v.columns)), joints(static_cast<T *>(v.joint)),
+        entropies(static_cast<T *>(v.entropies)), kept(static_cast<T *>(v.scores)), row_most(allocate<T>(exponential && rows ? t.p.n : 0)) {
     if (rows) std::fill_n(rows, t.p.n, T(0));
     if (exponential && rows) std::fill_n(row_most.get(), t.p.n, -infinity<T>);
   }
 
   void add_tile(Strip<E> &strip, const Panel<E> &panel, Share &mine) {
+    multiply_tile(t, strip, panel);
     if (exponential)
       add_exponentials(t, strip, panel, Sums<T>{row_most.get(), rows}, mine.sums(), rows != nullptr, columns != nullptr,
-                       mine.scratch.get(), mine.scratch.get() + mine.width);
+                       joints, kept, mine.scratch.get(), mine.scratch.get() + mine.width);
     else
       add_values(t, strip, panel, rows, columns ? mine.total.get() : nullptr);
   }
@@ -397,12 +422,41 @@ template <class E> struct Forward {
     for_each_tile(t, *this);
     if (exponential && rows)
       for (int64_t i = 0; i < t.p.n; ++i) rows[i] = Sums<T>{row_most.get(), rows}.result(i);
+    if (!entropies) return;
+    T *to = entropies;
+    for (const T *others : {rows, columns})
+      for (int64_t i = 0; others && i < t.p.n; ++i) *to++ = entropy(others[i], joints[i]);
   }
 };
 
 // Upstream gradients and statistics by side, as the weights want them.
 template <class T> struct Upstream {
-  const T *rows, *columns, *grad_rows, *grad_columns;
+  const T *rows, *columns, *grad_rows, *grad_columns, *grad_joint = nullptr, *scores;
+  Buffer<T> made;
+
+  Upstream(const simmim_problem &p, const simmim_gradients &g)
+      : rows(static_cast<const T *>(g.rows)), columns(static_cast<const T *>(g.columns)),
+        grad_rows(static_cast<const T *>(g.grad_rows)), grad_columns(static_cast<const T *>(g.grad_columns)),
+        scores(static_cast<const T *>(g.scores)) {
+    if (g.grad_entropies) take_entropies(p.n, p.m, static_cast<const T *>(g.joint), static_cast<const T *>(g.grad_entropies));
+  }
+
+private:
+  // From gradients of cross entropies to those of log-sum-exps and joint scores.
+  void take_entropies(int64_t n, int64_t m, const T *joint, const T *grad) {
+    made = allocate<T>(2 * n + m);
+    T *of_rows = made.get(), *of_joint = of_rows + n, *of_columns = of_joint + n;
+    std::fill_n(made.get(), 2 * n + m, T(0));
+    const auto take = [&](const T *others, T *to) {
+      for (int64_t i = 0; i < n; ++i) {
+        to[i] = *grad++ * share_of_others(others[i], joint[i]);
+        of_joint[i] -= to[i];
+      }
+    };
+    if (rows) take(rows, of_rows);
+    if (columns) take(columns, of_columns);
+    grad_rows = of_rows, grad_columns = of_columns, grad_joint = of_joint;
+  }
 };
 
 // One row of e^s (A + B) with one reference for the tile, or alpha e^(s - r) + beta e^(s - c).
@@ -477,11 +531,19 @@ void weigh(const Typed<E> &t, const Upstream<Sum<E>> &u, Weights<Sum<E>> &w, Str
     }
     const int64_t row = strip.first + i;
     const T bias = t.row_bias ? t.row_bias[row] : T(0);
+    const T *kept = u.scores ? u.scores + row * t.kept_row + panel.first : nullptr;
     const T reference = u.rows ? Weights<T>::usable(u.rows[row]) : infinity<T>;
     T factor = total ? T(1) : u.grad_rows ? u.grad_rows[row] : T(0);
     if (exponential && w.shared) factor *= u.rows ? std::exp(w.reference - reference) : T(0);
+    const int64_t joint = u.grad_joint ? joint_of(t, panel, row) : -1;
+    T of_joint = 0;
+    if (joint >= 0) {
+      const T score = t.clamped ? s[joint] * t.scale + (panel.bias[joint] + bias) : T(0);
+      if (!t.clamped || (score >= t.lo && score <= t.hi)) of_joint = u.grad_joint[row];
+    }
     for (int64_t j = 0; j < panel.columns; j += lanes) {
-      const Vector<T> raw = unclamped_score(t, panel, s, j, bias), clamped = clamped_score(t, raw);
+      const Vector<T> raw = kept ? load(kept + j) : unclamped_score(t, panel, s, j, bias);
+      const Vector<T> clamped = clamped_score(t, raw);
       if (total) store(values + j, function_of<T>(t.p.function, clamped));
       Vector<T> g = weight(t.p.function, u, w, clamped, j, factor, reference);
       // Comparisons that hold for what is inside, so that NaN is taken for outside, as by the other backends.
@@ -489,6 +551,7 @@ void weigh(const Typed<E> &t, const Upstream<Sum<E>> &u, Weights<Sum<E>> &w, Str
       store(s + j, g);
     }
     leave_out(t, panel, row, s, end, T(0));
+    if (joint >= 0) s[joint] += of_joint;
     if (total) {
       leave_out(t, panel, row, values, panel.columns, T(0));
       Vector<T> sum{};
@@ -592,14 +655,14 @@ template <class E> struct Backward {
   std::vector<std::unique_ptr<Share>> shares;
 
   Backward(const Typed<E> &problem, const simmim_gradients &g)
-      : t(problem), u{static_cast<const T *>(g.rows), static_cast<const T *>(g.columns),
-                      static_cast<const T *>(g.grad_rows), static_cast<const T *>(g.grad_columns)},
+      : t(problem), u(problem.p, g),
         dx(static_cast<T *>(g.dx)), dy(static_cast<T *>(g.dy)), drow(static_cast<T *>(g.drow)),
         dcol(static_cast<T *>(g.dcol)), dscale(static_cast<T *>(g.dscale)), total(static_cast<T *>(g.total)) {
     if (drow) std::fill_n(drow, t.p.n, T(0));
   }
 
   void add_tile(Strip<E> &strip, const Panel<E> &panel, Share &mine) {
+    if (!u.scores) multiply_tile(t, strip, panel);
     weigh(t, u, mine.weights, strip, panel, drow, dcol ? mine.dcol.get() : nullptr, total ? &mine.total : nullptr);
     round_weights(strip, panel);
     if (dx || dscale) add_row_gradients(t, strip, panel, dx, dscale ? &mine.dscale : nullptr);
@@ -632,9 +695,9 @@ template <class E> struct Backward {
   }
 };
 
-template <class E> int forward(const simmim_problem &problem, void *rows, void *columns) {
+template <class E> int forward(const simmim_problem &problem, const simmim_values &values) {
   const Typed<E> t(problem);
-  Forward<E>(t, static_cast<Sum<E> *>(rows), static_cast<Sum<E> *>(columns)).run();
+  Forward<E>(t, values).run();
   return 0;
 }
 
@@ -644,13 +707,13 @@ template <class E> int backward(const simmim_problem &problem, const simmim_grad
   return 0;
 }
 
-int forward_of(const simmim_problem *problem, void *rows, void *columns) {
+int forward_of(const simmim_problem *problem, const simmim_values *values) {
   try {
-    if (problem->dtype == SIMMIM_FLOAT64) return forward<double>(*problem, rows, columns);
+    if (problem->dtype == SIMMIM_FLOAT64) return forward<double>(*problem, *values);
 #ifdef __AVX512BF16__
-    if (problem->dtype == SIMMIM_BFLOAT16) return forward<bfloat16>(*problem, rows, columns);
+    if (problem->dtype == SIMMIM_BFLOAT16) return forward<bfloat16>(*problem, *values);
 #endif
-    return forward<float>(*problem, rows, columns);
+    return forward<float>(*problem, *values);
   } catch (const std::bad_alloc &) {
     return -1;
   }

@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 /* Counts the changes of this file, so that a library built from another one is not taken for this one's. */
-#define SIMMIM_INTERFACE 1
+#define SIMMIM_INTERFACE 2
 int simmim_interface(void);
 
 enum simmim_dtype { SIMMIM_FLOAT32, SIMMIM_FLOAT64, SIMMIM_BFLOAT16, SIMMIM_FLOAT16 };
@@ -37,13 +37,28 @@ typedef struct {
   int64_t ids;
 } simmim_problem;
 
-/* rows (n) and columns (m), either of which may be NULL where it is not wanted. */
-int simmim_forward(const simmim_problem *problem, void *rows, void *columns);
+/* rows (n) and columns (m), either of which may be NULL where it is not wanted.
+ *
+ * entropies, if not NULL, takes the joint pairs' cross entropies, softplus(log-sum-exp - joint): (n) by row where rows
+ * are wanted, then (n) by column where columns are; joint (n) then takes the joint scores. That is for log-sum-exps of
+ * problems whose joint pairs are left out, and by column for those without positives.
+ *
+ * scores, if not NULL, keeps all scores for simmim_backward, which then need not make them again: n rows, each of m
+ * rounded up to a multiple of SIMMIM_ROW_STEP. Of log-sum-exps without a clamp. */
+#define SIMMIM_ROW_STEP 96
+typedef struct {
+  void *rows, *columns, *joint, *entropies, *scores;
+} simmim_values;
+
+int simmim_forward(const simmim_problem *problem, const simmim_values *values);
 
 /* Statistics and upstream gradients by side, NULL where the side is not wanted; gradients likewise.
+ * grad_entropies, if not NULL, is of entropies, as long as these and in place of the sides' own; joint is as it was made.
  * total, if not NULL, takes the sum of the function over all pairs, and the weights are then its derivative alone. */
 typedef struct {
   const void *rows, *columns, *grad_rows, *grad_columns;
+  const void *joint, *grad_entropies;
+  const void *scores;  /* as they were kept, or NULL */
   void *dx, *dy;       /* (n, d) and (m, d), contiguous, in the compute type */
   void *drow, *dcol;   /* (n), (m) */
   void *dscale;        /* one element */

@@ -5,6 +5,6 @@
 
 struct Kernels {
   const char *name;
-  int (*forward)(const simmim_problem *, void *, void *);
+  int (*forward)(const simmim_problem *, const simmim_values *);
   int (*backward)(const simmim_problem *, const simmim_gradients *);
 };

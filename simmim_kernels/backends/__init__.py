@@ -9,6 +9,11 @@ A backend is a module with these functions:
     backward(problem, rows, columns, grad_rows, grad_columns, needs) -> gradients of problem.differentiable
     value_and_gradients(problem, needs) -> the sum over all pairs of a pointwise function, and its gradients
 
+and, where it makes cross entropies of its own (operator/cross_entropy.py says what they are), with these two:
+
+    cross_entropies(problem, needs_gradients) -> (entropies, statistics)    entropies (1 or 2, N), the rows' first
+    cross_entropy_gradients(problem, statistics, upstream, needs) -> gradients of problem.differentiable
+
 Gradients come in any dtype that holds them without loss, in memory of their own: the operator adds those of the joint
 scores in place, and casts them.
 

@@ -7,16 +7,16 @@ An autograd.Function with `setup_context` ties them together, since torch.func t
 torch.library.register_autograd.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..backends import BACKENDS, select
+from ..backends import select
 from ..problem import Problem, total_gradient_dtype
+from .computation import gradients, is_watched, total_and_gradients, values, without_autocast
 from .held import held_statistic, is_held
-from .joint import add_joint_gradients, joint_gradients, joint_scores
+from .joint import joint_gradients
 from .second_derivatives import second_derivatives
 
 _PROBLEM = (
@@ -43,7 +43,7 @@ def statistic(problem: Problem, backend: str | None = None) -> tuple[Tensor, Ten
         with without_autocast(problem.x.device):
             return held_statistic(problem)
     arguments = (*problem.arguments(), select(problem, backend))
-    if torch.compiler.is_compiling() and not _wants_gradients(problem):
+    if torch.compiler.is_compiling() and not wants_gradients(problem):
         # torch.compile mistakes the arguments of an autograd.Function with setup_context that needs no gradient.
         return torch.ops.simmim_kernels.statistic(*arguments)
     return _apply(arguments)
@@ -51,25 +51,22 @@ def statistic(problem: Problem, backend: str | None = None) -> tuple[Tensor, Ten
 
 def total(problem: Problem, backend: str | None = None) -> Tensor:
     """The sum of the row values of a validated problem with a pointwise function, differentiable."""
-    if is_held(problem, backend) or not _wants_gradients(problem):
+    if is_held(problem, backend) or not wants_gradients(problem):
         return statistic(problem, backend)[0].sum()
     needs = [t is not None and t.requires_grad for t in problem.differentiable]
     settings, tensors = _arguments_of_function((*problem.arguments(), select(problem, backend)))
     return PairwiseTotal.apply(settings, needs, *tensors)[0]
 
 
-def _wants_gradients(problem: Problem) -> bool:
+def wants_gradients(problem: Problem) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in problem.differentiable)
-
-
-def _joint(problem: Problem) -> Tensor:
-    return joint_scores(problem) if problem.wants_joint else problem.x.new_empty(0, dtype=problem.compute_dtype)
 
 
 def _apply(arguments: tuple) -> tuple[Tensor, Tensor, Tensor]:
     """PairwiseStatistic on the operator's arguments."""
     settings, tensors = _arguments_of_function(arguments)
-    return PairwiseStatistic.apply(settings, *tensors)
+    function = PairwiseStatistic if is_watched() else EagerStatistic
+    return function.apply(settings, *tensors)
 
 
 def _arguments_of_function(arguments: tuple) -> tuple[tuple, tuple]:
@@ -87,38 +84,16 @@ def _operands(tensors: Sequence[Tensor | None]) -> tuple:
     return (x, y, list(tensors[_TENSORS:]), *optional)
 
 
-def without_autocast(device: torch.device):
-    # The operands were cast where autocast applies, at the critic; the statistics' own products must not be.
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
-
-
 def _forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
     *fields, backend = arguments
-    problem = Problem(*fields)
-    with without_autocast(problem.x.device):
-        return *BACKENDS[backend].forward(problem), _joint(problem)
+    return values(Problem(*fields), backend)
 
 
 def _backward(*arguments) -> list[Tensor]:
     *fields, backend, rows, columns, grad_rows, grad_columns, grad_joint, needs = arguments
     problem = Problem(*fields)
-    with without_autocast(problem.x.device):
-        found = BACKENDS[backend].backward(problem, rows, columns, grad_rows, grad_columns, needs)
-        if len(grad_joint):
-            add_joint_gradients(problem, found, grad_joint)
-    return _without_none(problem, _cast(problem, found))
-
-
-def _cast(
-    problem: Problem, gradients: Sequence[Tensor | None], dtype_of: Callable[[torch.dtype], torch.dtype] = lambda d: d
-) -> list[Tensor | None]:
-    """A backend's gradients, made in whatever dtype, in that of `problem.differentiable`, or in one made from it."""
-    return [
-        None if gradient is None or tensor is None else gradient.to(dtype_of(tensor.dtype))
-        for gradient, tensor in zip(gradients, problem.differentiable, strict=True)
-    ]
+    upstream = (grad_rows, grad_columns, grad_joint)
+    return _without_none(problem, gradients(problem, backend, rows, columns, *upstream, needs))
 
 
 def _without_none(problem: Problem, gradients: Sequence[Tensor | None]) -> list[Tensor]:
@@ -129,19 +104,18 @@ def _without_none(problem: Problem, gradients: Sequence[Tensor | None]) -> list[
 def _total(*arguments) -> tuple[Tensor, list[Tensor]]:
     *fields, backend, needs = arguments
     problem = Problem(*fields)
-    with without_autocast(problem.x.device):
-        value, found = BACKENDS[backend].value_and_gradients(problem, needs)
-    return value, _without_none(problem, _cast(problem, found, total_gradient_dtype))
+    value, found = total_and_gradients(problem, backend, needs)
+    return value, _without_none(problem, found)
 
 
 def _fake_forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
     problem = Problem(*arguments[:-1])
     n, m = problem.shape
 
-    def values(wanted: bool, size) -> Tensor:
+    def fake(wanted: bool, size) -> Tensor:
         return problem.x.new_empty(size if wanted else 0, dtype=problem.compute_dtype)
 
-    return values(problem.wants_rows, n), values(problem.wants_columns, m), values(problem.wants_joint, n)
+    return fake(problem.wants_rows, n), fake(problem.wants_columns, m), fake(problem.wants_joint, n)
 
 
 def _fake_backward(*arguments) -> list[Tensor]:
@@ -156,18 +130,18 @@ def _fake_backward(*arguments) -> list[Tensor]:
 def _fake_total(*arguments) -> tuple[Tensor, list[Tensor]]:
     *fields, _, needs = arguments
     problem = Problem(*fields)
-    gradients = [
+    found = [
         None
         if tensor is None or not needed
         else tensor.new_empty(tensor.shape, dtype=total_gradient_dtype(tensor.dtype))
         for tensor, needed in zip(problem.differentiable, needs, strict=True)
     ]
-    return problem.x.new_empty((), dtype=problem.compute_dtype), _without_none(problem, gradients)
+    return problem.x.new_empty((), dtype=problem.compute_dtype), _without_none(problem, found)
 
 
 def _autograd_forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
     """For those who call torch.ops.simmim_kernels.statistic themselves."""
-    if _wants_gradients(Problem(*arguments[:-1])):
+    if wants_gradients(Problem(*arguments[:-1])):
         return _apply(arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.simmim_kernels.statistic(*arguments)
@@ -207,7 +181,8 @@ def _among_inputs(gradients: Sequence[Tensor], needs: Sequence[bool]) -> tuple:
 def _differentiate(settings: tuple, needs: list[bool], statistics: tuple, tensors: Sequence) -> Sequence[Tensor]:
     """Gradients from statistics = (rows, columns, grad_rows, grad_columns, grad_joint)."""
     if not torch.is_grad_enabled():
-        return torch.ops.simmim_kernels.statistic_backward(*_operands(tensors), *settings, *statistics, needs)
+        run = torch.ops.simmim_kernels.statistic_backward if is_watched() else _backward
+        return run(*_operands(tensors), *settings, *statistics, needs)
     *statistics_alone, grad_joint = statistics
     found = PairwiseStatisticBackward.apply(settings, needs, *statistics_alone, *tensors)
     problem = Problem(*_operands(tensors), *settings[:-1])
@@ -242,6 +217,22 @@ class PairwiseStatistic(torch.autograd.Function):
     def vmap(info, in_dims, *arguments):
         outputs = _loop_over_batch(PairwiseStatistic, info, in_dims, arguments)
         return outputs, (0, 0, 0)
+
+
+class EagerStatistic(torch.autograd.Function):
+    """PairwiseStatistic where nothing watches: for a function with `setup_context` PyTorch binds arguments by name at
+    every call, which takes as long as a small problem.
+    """
+
+    @staticmethod
+    def forward(ctx, settings, *tensors):
+        output = _forward(*_operands(tensors), *settings)
+        PairwiseStatistic.setup_context(ctx, (settings, *tensors), output)
+        return output
+
+    @staticmethod
+    def backward(ctx, *upstream):
+        return PairwiseStatistic.backward(ctx, *upstream)
 
 
 class PairwiseStatisticBackward(torch.autograd.Function):

@@ -61,7 +61,11 @@ class Problem:
         return tuple(getattr(self, name) for name in _FIELDS)
 
     def replace(self, **changes: Any) -> "Problem":
-        return dataclasses.replace(self, **changes)
+        if torch.compiler.is_compiling():
+            return dataclasses.replace(self, **changes)  # which torch.compile knows
+        copy = object.__new__(Problem)
+        copy.__dict__.update(self.__dict__, **changes)  # a fifth of the time, of which a small problem sees much
+        return copy
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from .library import Gradients, ProblemStruct, library, why_not
+from .library import ROW_STEP, Gradients, ProblemStruct, Values, library, why_not
 
 _FORM = "inner_product"
+# Up to this many scores are kept from a forward to its backward, 1 MB of them, instead of being made twice.
+KEPT_SCORES = 2**18
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _FUNCTIONS = {"logsumexp": 0, "identity": 1, "softplus": 2, "square": 3, "log1mexp": 4}
 _JOINT = {"counted": 0, "left_out": 1, "kept": 2}
@@ -38,28 +40,25 @@ class _Call:
     """One problem as the C interface takes it. Keeps the tensors that it points to alive."""
 
     def __init__(self, problem: Problem):
-        p, dtype = problem, problem.compute_dtype
+        p, x, y, dtype = problem, problem.x, problem.y, problem.compute_dtype
         self.dtype = dtype
-        self._kept: list[Tensor] = []
-        (n, m), d = p.shape, p.x.shape[1]
-        self.struct = ProblemStruct(
-            n=n, m=m, d=d, x=self.point(p.x), y=self.point(p.y),
-            x_row=p.x.stride(0), x_column=p.x.stride(1), y_row=p.y.stride(0), y_column=p.y.stride(1),
-            dtype=_DTYPES[p.x.dtype], function=_FUNCTIONS[p.fn], joint=_JOINT[p.joint],
-            threads=torch.get_num_threads(), scale=float(p.parameters[0]), lo=p.lo, hi=p.hi,
-            row_bias=self.point(p.row_bias, dtype), col_bias=self.point(p.col_bias, dtype),
-            positives=self.point(p.positives, torch.int64), row_ids=self.point(p.row_ids, torch.int64),
-            col_ids=self.point(p.col_ids, torch.int64), ids=0 if p.row_ids is None else len(p.row_ids),
+        self._kept: list[Tensor] = [x, y]
+        self.struct = ProblemStruct(  # by place: names take their time, of which a small problem sees much
+            x.shape[0], y.shape[0], x.shape[1], x.data_ptr(), y.data_ptr(), *x.stride(), *y.stride(),
+            _DTYPES[x.dtype], _FUNCTIONS[p.fn], _JOINT[p.joint], torch.get_num_threads(),
+            p.parameters[0].item(), p.lo, p.hi, self.point(p.row_bias, dtype), self.point(p.col_bias, dtype),
+            self.point(p.positives, torch.int64), self.point(p.row_ids, torch.int64),
+            self.point(p.col_ids, torch.int64), 0 if p.row_ids is None else len(p.row_ids),
         )  # fmt: skip
 
-    def point(self, tensor: Tensor | None, dtype: torch.dtype | None = None) -> int | None:
-        """The address of a tensor, made contiguous in a dtype if one is given."""
+    def point(self, tensor: Tensor | None, dtype: torch.dtype) -> int | None:
+        """The address of a tensor, made contiguous in a dtype; None for an empty one, as for none."""
         if tensor is None:
             return None
-        if dtype is not None:
+        if tensor.dtype != dtype or not tensor.is_contiguous():
             tensor = tensor.to(dtype).contiguous()
         self._kept.append(tensor)
-        return tensor.data_ptr()
+        return _address(tensor)
 
 
 def _library() -> ctypes.CDLL:
@@ -75,24 +74,55 @@ def _check(status: int) -> None:
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
-    call, (n, m) = _Call(problem), problem.shape
-    rows = torch.empty(n if problem.wants_rows else 0, dtype=call.dtype)
-    columns = torch.empty(m if problem.wants_columns else 0, dtype=call.dtype)
-    wanted = (t.data_ptr() if len(t) else None for t in (rows, columns))
-    _check(_library().simmim_forward(ctypes.byref(call.struct), *wanted))
+    call, rows, columns = _Call(problem), *_statistics_of(problem)
+    values = Values(rows=_address(rows), columns=_address(columns))
+    _check(_library().simmim_forward(ctypes.byref(call.struct), ctypes.byref(values)))
     return rows, columns
+
+
+def cross_entropies(problem: Problem, needs_gradients: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(1 or 2, N) of the joint pairs, which the problem leaves out; and what their gradients are made from."""
+    (n, m), dtype = problem.shape, problem.compute_dtype
+    keeps = needs_gradients and not problem.clamped and n * m <= KEPT_SCORES
+    call, rows, columns = _Call(problem), *_statistics_of(problem)
+    joint = torch.empty(n, dtype=dtype)
+    entropies = torch.empty((problem.wants_rows + problem.wants_columns, n), dtype=dtype)
+    scores = torch.empty(n * -(-m // ROW_STEP) * ROW_STEP if keeps else 0, dtype=dtype)
+    statistics = (rows, columns, joint, scores)
+    values = Values(*map(_address, (rows, columns, joint, entropies, scores)))
+    _check(_library().simmim_forward(ctypes.byref(call.struct), ctypes.byref(values)))
+    return entropies, statistics
+
+
+def _statistics_of(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Rows and columns to be filled, empty where not wanted."""
+    (n, m), dtype = problem.shape, problem.compute_dtype
+    rows = torch.empty(n if problem.wants_rows else 0, dtype=dtype)
+    return rows, torch.empty(m if problem.wants_columns else 0, dtype=dtype)
+
+
+def _address(tensor: Tensor) -> int | None:
+    """None for an empty one."""
+    return tensor.data_ptr() or None
 
 
 def backward(
     problem: Problem, rows: Tensor, columns: Tensor, grad_rows: Tensor, grad_columns: Tensor, needs: list[bool]
 ) -> list[Tensor | None]:
     """Gradients of `problem.differentiable`."""
-    upstream = {"grad_rows": grad_rows} if problem.wants_rows else {}
-    upstream |= {"grad_columns": grad_columns} if problem.wants_columns else {}
+    given = {"grad_rows": grad_rows} if problem.wants_rows else {}
+    given |= {"grad_columns": grad_columns} if problem.wants_columns else {}
     if problem.fn == "logsumexp":
-        upstream |= {"rows": rows} if problem.wants_rows else {}
-        upstream |= {"columns": columns} if problem.wants_columns else {}
-    return _gradients(problem, needs, upstream)
+        given |= {"rows": rows, "columns": columns}
+    return _gradients(problem, needs, given)
+
+
+def cross_entropy_gradients(
+    problem: Problem, statistics: tuple[Tensor, ...], upstream: Tensor, needs: list[bool]
+) -> list[Tensor | None]:
+    """Gradients of `problem.differentiable`, from those of the entropies and what was made along with these."""
+    names = ("rows", "columns", "joint", "scores")
+    return _gradients(problem, needs, dict(zip(names, statistics, strict=True)) | {"grad_entropies": upstream})
 
 
 def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
@@ -104,12 +134,13 @@ def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, li
 def _gradients(problem: Problem, needs: list[bool], given: dict[str, Tensor]) -> list[Tensor | None]:
     """In the compute dtype."""
     call = _Call(problem)
-    names = ("dx", "dy", "drow", "dcol", "dscale")
     made = [
         torch.empty(tensor.shape, dtype=call.dtype) if need and tensor is not None else None
         for tensor, need in zip(problem.differentiable, needs, strict=True)
     ]
-    pointers = {name: call.point(tensor, call.dtype) for name, tensor in given.items()}
-    pointers |= {name: None if t is None else t.data_ptr() for name, t in zip(names, made, strict=True)}
-    _check(_library().simmim_backward(ctypes.byref(call.struct), ctypes.byref(Gradients(**pointers))))
+    gradients = Gradients(**{name: call.point(tensor, call.dtype) for name, tensor in given.items()})
+    for name, tensor in zip(("dx", "dy", "drow", "dcol", "dscale"), made, strict=True):
+        if tensor is not None:
+            setattr(gradients, name, tensor.data_ptr())
+    _check(_library().simmim_backward(ctypes.byref(call.struct), ctypes.byref(gradients)))
     return made

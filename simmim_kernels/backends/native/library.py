@@ -12,7 +12,9 @@ from pathlib import Path
 import torch  # noqa: F401  loads its OpenMP, which the library then takes too: one pool of threads for both
 
 # SIMMIM_INTERFACE of csrc/cpu/simmim_cpu.h, which this file follows.
-_INTERFACE = 1
+_INTERFACE = 2
+# SIMMIM_ROW_STEP
+ROW_STEP = 96
 _LIBRARY = Path(__file__).with_name("_native.so")
 _REASON = Path(__file__).with_name("_native_unavailable.txt")
 
@@ -29,10 +31,17 @@ class ProblemStruct(ctypes.Structure):
     )
 
 
+class Values(ctypes.Structure):
+    _fields_ = tuple((name, c_void_p) for name in ("rows", "columns", "joint", "entropies", "scores"))
+
+
 class Gradients(ctypes.Structure):
     _fields_ = tuple(
         (name, c_void_p)
-        for name in ("rows", "columns", "grad_rows", "grad_columns", "dx", "dy", "drow", "dcol", "dscale", "total")
+        for name in (
+            *("rows", "columns", "grad_rows", "grad_columns", "joint", "grad_entropies", "scores"),
+            *("dx", "dy", "drow", "dcol", "dscale", "total"),
+        )
     )
 
 
@@ -59,7 +68,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         return None, f"the native library cannot be loaded: {error}"
     if loaded.simmim_interface() != _INTERFACE:
         return None, "the native library was built from other sources: build it again"
-    loaded.simmim_forward.argtypes = (POINTER(ProblemStruct), c_void_p, c_void_p)
+    loaded.simmim_forward.argtypes = (POINTER(ProblemStruct), POINTER(Values))
     loaded.simmim_forward.restype = c_int
     loaded.simmim_backward.argtypes = (POINTER(ProblemStruct), POINTER(Gradients))
     loaded.simmim_backward.restype = c_int

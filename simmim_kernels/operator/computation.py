@@ -1,0 +1,72 @@
+"""What the operators compute: a backend's values and gradients, with those of the joint scores."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from ..backends import BACKENDS
+from ..problem import Problem, total_gradient_dtype
+from .joint import add_joint_gradients, joint_scores
+
+
+def is_watched() -> bool:
+    """Whether something looks at the operators that run: torch.compile, a dispatch mode, or a transform of torch.func.
+
+    Where nothing does, what they compute is called directly: PyTorch's dispatcher takes as long as a small problem.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    # The operands were cast where autocast applies, at the critic; the statistics' own products must not be.
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def values(problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and column values and joint scores, in the compute dtype; empty where not wanted."""
+    with without_autocast(problem.x.device):
+        rows, columns = BACKENDS[backend].forward(problem)
+        return rows, columns, joint_scores(problem) if problem.wants_joint else rows.new_empty(0)
+
+
+def gradients(
+    problem: Problem,
+    backend: str,
+    rows: Tensor,
+    columns: Tensor,
+    grad_rows: Tensor,
+    grad_columns: Tensor,
+    grad_joint: Tensor,
+    needs: list[bool],
+) -> list[Tensor | None]:
+    """Of `problem.differentiable`, in its dtypes; `grad_joint` is empty where the joint scores have no part in it."""
+    with without_autocast(problem.x.device):
+        found = BACKENDS[backend].backward(problem, rows, columns, grad_rows, grad_columns, needs)
+        if len(grad_joint):
+            add_joint_gradients(problem, found, grad_joint)
+    return cast_gradients(problem, found)
+
+
+def total_and_gradients(problem: Problem, backend: str, needs: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
+    """The sum of a pointwise function over all pairs, and its gradients, which wait for their factor."""
+    with without_autocast(problem.x.device):
+        value, found = BACKENDS[backend].value_and_gradients(problem, needs)
+    return value, cast_gradients(problem, found, total_gradient_dtype)
+
+
+def cast_gradients(
+    problem: Problem, found: Sequence[Tensor | None], dtype_of: Callable[[torch.dtype], torch.dtype] = lambda d: d
+) -> list[Tensor | None]:
+    """A backend's gradients, made in whatever dtype, in that of `problem.differentiable`, or in one made from it."""
+    return [
+        None if gradient is None or tensor is None else gradient.to(dtype_of(tensor.dtype))
+        for gradient, tensor in zip(found, problem.differentiable, strict=True)
+    ]
