@@ -22,7 +22,7 @@ from truth import (
 
 import simmim_kernels as sk
 from simmim_kernels.backends import BACKENDS, select
-from simmim_kernels.backends.native.library import instruction_sets, library, why_not
+from simmim_kernels.backends.native.library import built_for, in_use, instruction_sets, library, openmp_threads, why_not
 from simmim_kernels.comparison.measure import extra_bytes, forward_backward
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"the native library: {why_not()}")
@@ -96,6 +96,20 @@ def test_pointwise_functions_over_their_range(fn, instruction_set):
 def test_it_is_the_default_on_the_cpu():
     assert select(Case(4, 4, 3).scores(sk)._problem) == "native"
     assert select(sk.MLPCritic(3, 3, hidden=4)(torch.randn(4, 3), torch.randn(4, 3))._problem) == "tiled"
+
+
+def test_the_instruction_set_in_use(instruction_set):
+    assert in_use() == instruction_set
+
+
+def test_instruction_sets_are_among_those_of_the_build():
+    assert [name for name in built_for() if name in instruction_sets()] == list(instruction_sets())
+    assert built_for()[-1] == instruction_sets()[-1] == "portable"
+    assert in_use() == instruction_sets()[0]
+
+
+def test_openmp_is_pytorchs(threads):
+    assert openmp_threads() == threads
 
 
 def test_an_instruction_set_that_is_not_there():

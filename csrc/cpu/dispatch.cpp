@@ -4,6 +4,8 @@
 #include <cstring>
 #include <string>
 
+#include <omp.h>
+
 #include "simmim_cpu.h"
 #include "table.hpp"
 
@@ -62,6 +64,13 @@ const Kernels *best() {
   return c->kernels;
 }
 
+std::string names(bool all) {
+  std::string found;
+  for (const Candidate *c = candidates(); c->kernels; ++c)
+    if (all || c->runs) found += (found.empty() ? "" : ",") + std::string(c->kernels->name);
+  return found;
+}
+
 std::atomic<const Kernels *> chosen{nullptr};
 
 const Kernels &kernels() {
@@ -85,15 +94,19 @@ __attribute__((visibility("default"))) int simmim_backward(const simmim_problem 
   return kernels().backward(problem, gradients);
 }
 
-__attribute__((visibility("default"))) const char *simmim_instruction_sets(void) {
-  static const std::string names = [] {
-    std::string found;
-    for (const Candidate *c = candidates(); c->kernels; ++c)
-      if (c->runs) found += (found.empty() ? "" : ",") + std::string(c->kernels->name);
-    return found;
-  }();
-  return names.c_str();
+__attribute__((visibility("default"))) const char *simmim_built_for(void) {
+  static const std::string all = names(true);
+  return all.c_str();
 }
+
+__attribute__((visibility("default"))) const char *simmim_instruction_sets(void) {
+  static const std::string running = names(false);
+  return running.c_str();
+}
+
+__attribute__((visibility("default"))) const char *simmim_in_use(void) { return kernels().name; }
+
+__attribute__((visibility("default"))) int simmim_openmp_threads(void) { return omp_get_max_threads(); }
 
 __attribute__((visibility("default"))) int simmim_choose(const char *name) {
   if (!name) {

@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 /* Counts the changes of this file, so that a library built from another one is not taken for this one's. */
-#define SIMMIM_INTERFACE 2
+#define SIMMIM_INTERFACE 3
 int simmim_interface(void);
 
 enum simmim_dtype { SIMMIM_FLOAT32, SIMMIM_FLOAT64, SIMMIM_BFLOAT16, SIMMIM_FLOAT16 };
@@ -67,10 +67,17 @@ typedef struct {
 
 int simmim_backward(const simmim_problem *problem, const simmim_gradients *gradients);
 
-/* The instruction sets that this build has and this processor runs, best first, separated by commas. */
+/* The instruction sets that this build has, best first, separated by commas, and those of them that this processor runs. */
+const char *simmim_built_for(void);
 const char *simmim_instruction_sets(void);
+/* The one of them that calls take now. */
+const char *simmim_in_use(void);
 /* Chooses one of them by name for all further calls, or the best for NULL. -1 for one that is not among them. */
 int simmim_choose(const char *name);
+
+/* The threads of a parallel region that asks for no number, in the calling thread: omp_get_max_threads(). Kernels ask
+ * for the number in their problem. */
+int simmim_openmp_threads(void);
 
 #ifdef __cplusplus
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch  # noqa: F401  loads its OpenMP, which the library then takes too: one pool of threads for both
 
 # SIMMIM_INTERFACE of csrc/cpu/simmim_cpu.h, which this file follows.
-_INTERFACE = 2
+_INTERFACE = 3
 # SIMMIM_ROW_STEP
 ROW_STEP = 96
 _LIBRARY = Path(__file__).with_name("_native.so")
@@ -72,14 +72,38 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     loaded.simmim_forward.restype = c_int
     loaded.simmim_backward.argtypes = (POINTER(ProblemStruct), POINTER(Gradients))
     loaded.simmim_backward.restype = c_int
-    loaded.simmim_instruction_sets.argtypes = ()
-    loaded.simmim_instruction_sets.restype = c_char_p
+    for names in (loaded.simmim_built_for, loaded.simmim_instruction_sets, loaded.simmim_in_use):
+        names.argtypes, names.restype = (), c_char_p
+    loaded.simmim_openmp_threads.argtypes = ()
+    loaded.simmim_openmp_threads.restype = c_int
     loaded.simmim_choose.argtypes = (c_char_p,)
     loaded.simmim_choose.restype = c_int
     return loaded, None
 
 
+def built_for() -> tuple[str, ...]:
+    """The instruction sets that the library was built for, best first, run here or not. Empty without a library."""
+    loaded = library()
+    return () if loaded is None else tuple(loaded.simmim_built_for().decode().split(","))
+
+
 def instruction_sets() -> tuple[str, ...]:
-    """Those that the library was built for and this processor runs, best first."""
+    """Those that the library was built for and this processor runs, best first. Empty without a library."""
     loaded = library()
     return () if loaded is None else tuple(loaded.simmim_instruction_sets().decode().split(","))
+
+
+def in_use() -> str | None:
+    """The instruction set that calls run on. None without a library."""
+    loaded = library()
+    return None if loaded is None else loaded.simmim_in_use().decode()
+
+
+def openmp_threads() -> int | None:
+    """OpenMP's own number of threads in the calling thread, as the library sees it. None without a library.
+
+    The kernels ask OpenMP for `torch.get_num_threads()`, whatever this says. Where the library has PyTorch's OpenMP, as
+    it should, `torch.set_num_threads` sets both.
+    """
+    loaded = library()
+    return None if loaded is None else loaded.simmim_openmp_threads()
