@@ -11,6 +11,7 @@ holds the reason.
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -55,6 +56,8 @@ FLAGS = "-std=c++17 -O3 -fopenmp -fvisibility=hidden -fPIC"
 SOURCES = Path("csrc/cpu")
 PACKAGE = "simmim_kernels.backends.native"
 LIBRARY = "_native.so"
+# Beside the library, or in its place.
+DIGEST = "_native_digest.txt"
 REASON = "_native_unavailable.txt"
 
 
@@ -111,14 +114,18 @@ class BuildNative(build_ext):
     def run(self) -> None:
         wish = os.environ.get("SIMMIM_KERNELS_NATIVE", "")
         library = Path(self.get_ext_fullpath(f"{PACKAGE}._native"))
-        reason = library.with_name(REASON)
+        digest, reason = library.with_name(DIGEST), library.with_name(REASON)
         library.parent.mkdir(parents=True, exist_ok=True)
-        for stale in (library, reason):
+        for stale in (library, digest, reason):
             stale.unlink(missing_ok=True)
         try:
             if wish == "0":
                 raise Unavailable("SIMMIM_KERNELS_NATIVE=0 left it out of the build")
             build_library(library, Path(self.build_temp))
+            # Run by its path: the package itself needs PyTorch.
+            found = runpy.run_path(os.path.join(*PACKAGE.split("."), "integrity.py"))["digest"](library.read_bytes())
+            if found is not None:
+                digest.write_text(f"{found}\n", encoding="ascii")
         except Unavailable as error:
             if wish == "1":
                 raise CompileError(f"SIMMIM_KERNELS_NATIVE=1, but the native library is unavailable: {error}") from None

@@ -22,7 +22,7 @@ from truth import (
 
 import simmim_kernels as sk
 from simmim_kernels.backends import BACKENDS, select
-from simmim_kernels.backends.native.library import built_for, in_use, instruction_sets, library, openmp_threads, why_not
+from simmim_kernels.backends.native.library import built_for, in_use, instruction_sets, loaded, openmp_threads, why_not
 from simmim_kernels.comparison.measure import extra_bytes, forward_backward
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"the native library: {why_not()}")
@@ -33,9 +33,9 @@ NAMES = instruction_sets() or ("portable",)
 
 @pytest.fixture(params=NAMES)
 def instruction_set(request):
-    assert library().simmim_choose(request.param.encode()) == 0
+    assert loaded().simmim_choose(request.param.encode()) == 0
     yield request.param
-    library().simmim_choose(None)
+    loaded().simmim_choose(None)
 
 
 @pytest.fixture(params=[1, 3])
@@ -113,7 +113,7 @@ def test_openmp_is_pytorchs(threads):
 
 
 def test_an_instruction_set_that_is_not_there():
-    assert library().simmim_choose(b"abacus") == -1
+    assert loaded().simmim_choose(b"abacus") == -1
 
 
 def loss_and_gradients(threads: int):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from .library import ROW_STEP, Gradients, ProblemStruct, Values, library, why_not
+from .library import ROW_STEP, Gradients, ProblemStruct, Values, loaded, why_not
 
 _FORM = "inner_product"
 # Up to this many scores are kept from a forward to its backward, 1 MB of them, instead of being made twice.
@@ -62,10 +62,10 @@ class _Call:
 
 
 def _library() -> ctypes.CDLL:
-    loaded = library()
+    found = loaded()
     # select() asks `unavailable` first.
-    assert loaded is not None
-    return loaded
+    assert found is not None
+    return found
 
 
 def _check(status: int) -> None:

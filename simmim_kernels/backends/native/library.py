@@ -11,11 +11,15 @@ from pathlib import Path
 
 import torch  # noqa: F401  loads its OpenMP, which the library then takes too: one pool of threads for both
 
+from .integrity import Damaged, digest
+
 # SIMMIM_INTERFACE of csrc/cpu/simmim_cpu.h, which this file follows.
 _INTERFACE = 3
 # SIMMIM_ROW_STEP
 ROW_STEP = 96
 _LIBRARY = Path(__file__).with_name("_native.so")
+# What the build leaves beside it: a digest of it, or why there is none.
+_DIGEST = Path(__file__).with_name("_native_digest.txt")
 _REASON = Path(__file__).with_name("_native_unavailable.txt")
 
 
@@ -45,7 +49,7 @@ class Gradients(ctypes.Structure):
     )
 
 
-def library() -> ctypes.CDLL | None:
+def loaded() -> ctypes.CDLL | None:
     """The library, or None for the reason that `why_not` gives."""
     return _load()[0]
 
@@ -58,45 +62,63 @@ def why_not() -> str | None:
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     if not _LIBRARY.exists():
-        reason = "not built: pip install -e . does"
-        if _REASON.exists():
-            reason = _REASON.read_text(encoding="utf-8").splitlines()[0]  # the others are the compiler's
-        return None, f"no native library: {reason}"
+        # The lines after the first are the compiler's.
+        return None, f"no native library: {_first_line(_REASON) or 'not built: pip install -e . does'}"
     try:
-        loaded = ctypes.CDLL(str(_LIBRARY))
+        own, built = digest(_LIBRARY.read_bytes()), _first_line(_DIGEST)
+        if own and built and own != built:
+            raise Damaged("its contents are not those that were built")
+        found = ctypes.CDLL(str(_LIBRARY))
+        if found.simmim_interface() != _INTERFACE:
+            return None, "the native library was built from other sources: build it again"
+        _declare(found)
+    except Damaged as damage:
+        return None, f"the native library is damaged: {damage}: build it again"
     except OSError as error:
         return None, f"the native library cannot be loaded: {error}"
-    if loaded.simmim_interface() != _INTERFACE:
-        return None, "the native library was built from other sources: build it again"
+    except AttributeError as error:  # a symbol that ctypes does not find
+        return None, f"the native library is another one: {error}"
+    return found, None
+
+
+def _first_line(path: Path) -> str | None:
+    """None where there is no such file, or nothing in it."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return None
+    return lines[0].strip() or None
+
+
+def _declare(loaded: ctypes.CDLL) -> None:
     loaded.simmim_forward.argtypes = (POINTER(ProblemStruct), POINTER(Values))
     loaded.simmim_forward.restype = c_int
     loaded.simmim_backward.argtypes = (POINTER(ProblemStruct), POINTER(Gradients))
     loaded.simmim_backward.restype = c_int
     for names in (loaded.simmim_built_for, loaded.simmim_instruction_sets, loaded.simmim_in_use):
         names.argtypes, names.restype = (), c_char_p
-    loaded.simmim_openmp_threads.argtypes = ()
-    loaded.simmim_openmp_threads.restype = c_int
     loaded.simmim_choose.argtypes = (c_char_p,)
     loaded.simmim_choose.restype = c_int
-    return loaded, None
+    loaded.simmim_openmp_threads.argtypes = ()
+    loaded.simmim_openmp_threads.restype = c_int
 
 
 def built_for() -> tuple[str, ...]:
     """The instruction sets that the library was built for, best first, run here or not. Empty without a library."""
-    loaded = library()
-    return () if loaded is None else tuple(loaded.simmim_built_for().decode().split(","))
+    found = loaded()
+    return () if found is None else tuple(found.simmim_built_for().decode().split(","))
 
 
 def instruction_sets() -> tuple[str, ...]:
     """Those that the library was built for and this processor runs, best first. Empty without a library."""
-    loaded = library()
-    return () if loaded is None else tuple(loaded.simmim_instruction_sets().decode().split(","))
+    found = loaded()
+    return () if found is None else tuple(found.simmim_instruction_sets().decode().split(","))
 
 
 def in_use() -> str | None:
     """The instruction set that calls run on. None without a library."""
-    loaded = library()
-    return None if loaded is None else loaded.simmim_in_use().decode()
+    found = loaded()
+    return None if found is None else found.simmim_in_use().decode()
 
 
 def openmp_threads() -> int | None:
@@ -105,5 +127,5 @@ def openmp_threads() -> int | None:
     The kernels ask OpenMP for `torch.get_num_threads()`, whatever this says. Where the library has PyTorch's OpenMP, as
     it should, `torch.set_num_threads` sets both.
     """
-    loaded = library()
-    return None if loaded is None else loaded.simmim_openmp_threads()
+    found = loaded()
+    return None if found is None else found.simmim_openmp_threads()
