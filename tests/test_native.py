@@ -10,14 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from truth import (
     OPTIONS,
     POINTWISE,
     SPREADS,
     Case,
+    assert_close,
     check_pointwise,
     check_spread,
     check_statistic,
+    gradients,
+    weighted,
 )
 
 import simmim_kernels as sk
@@ -76,9 +80,101 @@ def test_shapes_and_dtypes(n, m, dtype, instruction_set, threads):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("n", "m", "d"), [(200, 2100, 40), (100, 1000, 700), (1000, 129, 1024), (300, 961, 64)])
-def test_several_panels(n, m, d, dtype, instruction_set):
+def test_several_panels(n, m, d, dtype, instruction_set, threads):
     check_statistic(sk, Case(n, m, d, dtype, biases=True, ids=1), "logsumexp", 0, "native")
     check_statistic(sk, Case(n, m, d, dtype, joint="left_out" if m >= n else "counted"), "softplus", (0, 1), "native")
+
+
+ENTROPIES = {
+    "plain": {},
+    "biases": {"biases": True},
+    "clamp": {"clamp": (-0.4, 0.6), "biases": True},
+    "positives": {"positives": True},
+    "false negatives": {"joint": "kept", "ids": 2},
+    "strided": {"strided": True},
+}
+
+
+@pytest.mark.parametrize("options", ENTROPIES.values(), ids=list(ENTROPIES))
+@pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 3), (5, 9, 1), (97, 97, 33), (130, 1100, 16)])
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "made again"])
+def test_cross_entropies(n, m, d, kept, options, instruction_set, threads, monkeypatch):
+    """The joint pairs' own cross entropies and their gradients, in one call each, across strips and panels."""
+    monkeypatch.setattr(BACKENDS["native"], "KEPT_SCORES", 2**20 if kept else 0)
+    case = Case(n, m, d, **options)
+    wide, rows = case.upcast(), torch.arange(n)
+    column = rows if case.column is None else case.column
+    s = case.dense(wide)
+    joint, s = s[rows, column], s.masked_fill(case.mask(), -torch.inf)
+    scores = case.scores(sk)
+    got, want = [scores.cross_entropy(1, backend="native")], [s.logsumexp(1) - joint]
+    if case.column is None:
+        got, want = [*got, *scores.cross_entropies(backend="native")], [*want, *want, s.logsumexp(0)[:n] - joint]
+    for found, true in zip(got, want, strict=True):
+        assert_close(found.detach(), true.detach())
+    # Twice, since what was kept for a backward must survive it.
+    truth = gradients(sum(weighted(value) for value in want), wide)
+    for _ in range(2):
+        leaves = list(case.tensors.values())
+        found = torch.autograd.grad(sum(weighted(value) for value in got), leaves, retain_graph=True)
+        for name, gradient in zip(case.tensors, found, strict=True):
+            assert_close(gradient, truth[name], name=name)
+
+
+@pytest.mark.parametrize("dtype", ALL[1:], ids=str)
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "made again"])
+def test_cross_entropies_of_every_dtype(dtype, kept, instruction_set, threads, monkeypatch):
+    monkeypatch.setattr(BACKENDS["native"], "KEPT_SCORES", 2**20 if kept else 0)
+    case = Case(130, 1100, 33, dtype)
+    wide = case.upcast()
+    s = case.dense(wide)
+    joint = s.diagonal()
+    want = (s.logsumexp(1) - joint, s.logsumexp(0)[:130] - joint)
+    got = case.scores(sk).cross_entropies(backend="native")
+    for found, true in zip(got, want, strict=True):
+        assert_close(found.detach(), true.detach())
+    truth = gradients(sum(weighted(value) for value in want), wide)
+    for name, gradient in gradients(sum(weighted(value) for value in got), case.tensors).items():
+        # One rounding to the dtype, and one of the weights where products of bfloat16 are made of those.
+        allowed = 1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+        assert (gradient.double() - truth[name]).norm() <= allowed * truth[name].norm(), name
+
+
+def test_second_derivatives_of_cross_entropies():
+    case = Case(5, 7, 3, biases=True)
+
+    def entropies(x, y, scale, row_bias, col_bias):
+        scores = sk.PairwiseScores(x, y, scale=scale, row_bias=row_bias, col_bias=col_bias)
+        return scores.cross_entropies(backend="native")
+
+    tensors = tuple(case.tensors[name] for name in ("x", "y", "scale", "row_bias", "col_bias"))
+    assert torch.autograd.gradcheck(entropies, tensors)
+    assert torch.autograd.gradgradcheck(entropies, tensors)
+    assert torch.autograd.gradgradcheck(lambda x: entropies(x, x, *tensors[2:3], None, None), (case.tensors["x"],))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_cross_entropies_under_a_checkpoint(reentrant):
+    x, y = (torch.randn(70, 5, requires_grad=True) for _ in range(2))
+
+    def loss(x, y):
+        with sk.use_backend("native"):
+            return sk.clip_loss(x.tanh(), y.tanh(), 3.0)
+
+    want = torch.autograd.grad(loss(x, y), (x, y))
+    torch.utils.checkpoint.checkpoint(loss, x, y, use_reentrant=reentrant).backward()
+    assert torch.equal(x.grad, want[0])
+    assert torch.equal(y.grad, want[1])
+
+
+def test_what_a_backward_needs_must_not_change_meanwhile():
+    x, y = (torch.randn(70, 5, requires_grad=True) for _ in range(2))
+    z = x * 2
+    with sk.use_backend("native"):
+        loss = sk.clip_loss(z, y, 1.0)
+    z.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
