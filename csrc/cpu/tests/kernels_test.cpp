@@ -21,11 +21,13 @@ struct Case {
   int64_t n, m, d;
   bool biases, ids, clamp, positives;
   int joint, function, threads, dtype;
+  bool entropies = false, kept = false;  // of joint pairs, and scores from the forward to the backward
 };
 
 double softplus(double s) { return std::max(s, 0.0) + std::log1p(std::exp(-std::abs(s))); }
 
-// Statistics and gradients of L = sum_i r_i + sum_j 2 c_j by loops over a whole matrix.
+// Statistics and gradients of L = sum_i r_i + sum_j 2 c_j by loops over a whole matrix; of cross entropies, r_i and c_i
+// less the joint scores.
 struct Truth {
   std::vector<double> rows, columns, dx, dy, drow, dcol;
   double dscale = 0;
@@ -39,6 +41,7 @@ struct Inputs {
 
 bool left_out(const Case &c, const Inputs &in, int64_t i, int64_t j) {
   const bool joint = j == (c.positives ? in.positives[i] : i);
+  if (joint && c.entropies) return false;  // made of the others, but of the whole row
   if (joint && c.joint != SIMMIM_COUNTED) return c.joint == SIMMIM_LEFT_OUT;
   return c.ids && in.row_ids[i] == in.col_ids[j];
 }
@@ -69,8 +72,9 @@ Truth truth_of(const Case &c, const Inputs &in) {
     for (int64_t j = 0; j < c.m; ++j) {
       const double score = s[i * c.m + j], before = raw[i * c.m + j];
       if (left_out(c, in, i, j) || before < lo || before > hi) continue;
-      const double g = exponential ? std::exp(score - t.rows[i]) + 2 * std::exp(score - t.columns[j])
+      double g = exponential ? std::exp(score - t.rows[i]) + (c.entropies && j >= c.n ? 0 : 2) * std::exp(score - t.columns[j])
                                    : 3 / (1 + std::exp(-score));
+      if (c.entropies && j == i) g -= 3;
       t.drow[i] += g;
       t.dcol[j] += g;
       for (int64_t k = 0; k < c.d; ++k) {
@@ -139,12 +143,28 @@ bool check(const Case &c) {
   simmim_gradients g{};
   g.rows = rows.data(), g.columns = columns.data(), g.grad_rows = ones.data(), g.grad_columns = twos.data();
   g.dx = dx.data(), g.dy = dy.data(), g.drow = drow.data(), g.dcol = dcol.data(), g.dscale = dscale.data();
-  if (simmim_forward(&p, rows.data(), columns.data()) || simmim_backward(&p, &g)) {
+  simmim_values v{rows.data(), columns.data(), nullptr, nullptr, nullptr};
+  std::vector<float> joint(c.n), entropies(2 * c.n), scores(c.n * ((c.m + SIMMIM_ROW_STEP - 1) / SIMMIM_ROW_STEP) * SIMMIM_ROW_STEP);
+  std::vector<float> grad_entropies(c.n, 1.0f);
+  grad_entropies.resize(2 * c.n, 2.0f);
+  if (c.entropies) v.joint = joint.data(), v.entropies = entropies.data();
+  if (c.entropies) g.joint = joint.data(), g.grad_entropies = grad_entropies.data();
+  if (c.kept) g.scores = v.scores = scores.data();
+  if (simmim_forward(&p, &v) || simmim_backward(&p, &g)) {
     std::printf("  no memory\n");
     return false;
   }
   const Truth t = truth_of(c, in);
   const double sums = 2e-5, products = c.dtype == SIMMIM_BFLOAT16 ? 4e-3 : sums;
+  if (c.entropies) {
+    // Statistics are of the other pairs: what is compared is made of them and the joint scores.
+    std::vector<double> want(t.rows);
+    want.insert(want.end(), t.columns.begin(), t.columns.begin() + c.n);
+    for (int64_t i = 0; i < 2 * c.n; ++i) want[i] -= joint[i % c.n];
+    bool good = close("entropies", entropies, want, sums);
+    good &= close("dx", dx, t.dx, products) & close("dy", dy, t.dy, products);
+    return good & close("drow", drow, t.drow, products) & close("dcol", dcol, t.dcol, products);
+  }
   bool good = close("rows", rows, t.rows, sums) & close("columns", columns, t.columns, sums);
   good &= close("drow", drow, t.drow, sums) & close("dcol", dcol, t.dcol, sums);
   good &= close("dx", dx, t.dx, products) & close("dy", dy, t.dy, products);
@@ -159,6 +179,17 @@ int main() {
   bool good = true;
   for (std::string name; std::getline(names, name, ',');) {
     simmim_choose(name.c_str());
+    for (const int dtype : {SIMMIM_FLOAT32, SIMMIM_BFLOAT16})
+      for (const bool kept : {false, true})
+        for (const Case &c : {Case{1, 1, 1, true, false, false, false, SIMMIM_LEFT_OUT, SIMMIM_LOGSUMEXP, 1, dtype, true, kept},
+                              Case{97, 101, 5, true, false, false, false, SIMMIM_LEFT_OUT, SIMMIM_LOGSUMEXP, 2, dtype, true, kept},
+                              Case{65, 1000, 3, false, false, false, false, SIMMIM_LEFT_OUT, SIMMIM_LOGSUMEXP, 3, dtype, true, kept}}) {
+          const bool passed = check(c);
+          if (!passed)
+            std::printf("%s, cross entropies, dtype %d, kept %d, %d x %d x %d: failed\n", name.c_str(), dtype, int(kept),
+                        int(c.n), int(c.m), int(c.d));
+          good &= passed;
+        }
     for (const int function : {SIMMIM_LOGSUMEXP, SIMMIM_SOFTPLUS})
       for (const int dtype : {SIMMIM_FLOAT32, SIMMIM_BFLOAT16})
         for (const Case &c : {Case{1, 1, 1, false, false, false, false, SIMMIM_COUNTED, function, 1, dtype},
