@@ -95,6 +95,9 @@ def test_mine_keeps_a_running_mean():
     assert_close(fresh.log_running_mean.exp(), mean)
     fresh.eval()(*pair(16))
     assert_close(fresh.log_running_mean.exp(), mean)
+    unseeded = sk.MutualInformation(sk.DotCritic(0.3), "mine").eval()
+    unseeded(*pair(16))
+    assert unseeded.log_running_mean == -torch.inf
 
 
 def test_mine_compiles():

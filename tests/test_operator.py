@@ -232,6 +232,35 @@ def test_autocast_rounds_the_operands_as_matmul_does_and_nothing_else(dtype):
     assert (x.grad - want).abs().max() <= 2 * torch.finfo(dtype).eps * want.abs().max()
 
 
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+@pytest.mark.parametrize("value", ["logsumexp", "cross entropies", "joint", "total"])
+def test_a_backward_inside_autocast_is_none_of_its_business(value, backend):
+    """The operands were float32 when the scores were made, and so are the products of their gradients."""
+    case = Case(40, 50, 16, torch.float32, biases=True)
+
+    def of(scores):
+        if value == "cross entropies":
+            return weighted(torch.stack(scores.cross_entropies(backend)))
+        if value == "total":
+            return scores.marginal.sum((0, 1), fn="softplus", backend=backend)
+        return weighted(scores.joint if value == "joint" else scores.logsumexp(1, backend=backend))
+
+    got = of(case.scores(sk))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradients(got, case.tensors)
+    wide = case.upcast()
+    s = case.dense(wide)
+    joint = s.diagonal()
+    want = {
+        "cross entropies": lambda: weighted(torch.stack([s.logsumexp(1) - joint, s.logsumexp(0)[:40] - joint])),
+        "total": lambda: F.softplus(s).sum() - F.softplus(joint).sum(),
+        "joint": lambda: weighted(joint),
+        "logsumexp": lambda: weighted(s.logsumexp(1)),
+    }[value]()
+    for name, truth in gradients(want, wide).items():
+        assert_close(found[name], truth, name=name)
+
+
 def test_critics_under_autocast():
     """Each within the rounding of its operands, also where one operand is half already."""
     x, y = torch.randn(20, 6, requires_grad=True), torch.randn(30, 6)

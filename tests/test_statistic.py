@@ -155,6 +155,31 @@ def test_fp16_logits_beyond_its_range(backend):
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_gradients_of_a_total_may_pass_float16s_range_before_their_factor(backend):
+    """They are made along with the value, and wait for an upstream gradient that brings them back."""
+    x = torch.full((64, 4), 16.0, dtype=torch.float16, requires_grad=True)
+    value = sk.DotCritic()(x, x.detach()).sum((0, 1), fn="square", backend=backend)
+    (found,) = torch.autograd.grad(value * 2.0**-10, x)
+    # 64 columns, 2 s = 2048 each, times 16: 2^21, where float16 ends at 2^16.
+    assert torch.equal(found, torch.full_like(x, 2.0**11))
+
+
+@pytest.mark.parametrize("backend", [*EVERY_BACKEND, "held"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_biases_keep_their_own_precision(dtype, backend, hold):
+    """float32 biases beside half-precision features, as a learned baseline or a log-Q correction: not rounded."""
+    backend = hold() if backend == "held" else backend
+    case = Case(20, 30, 8, dtype, biases=True)
+    wide = case.upcast()
+    s, scores = case.dense(wide), case.scores(sk)
+    for dim in (1, 0):
+        assert_close(scores.logsumexp(dim, backend=backend).detach(), s.logsumexp(dim).detach())
+    assert_close(scores.joint.detach(), s.diagonal().detach())
+    assert_close(scores.cross_entropy(1, backend=backend).detach(), (s.logsumexp(1) - s.diagonal()).detach())
+    assert_close(scores.sum(0, "softplus", backend=backend).detach(), torch.nn.functional.softplus(s).sum(0).detach())
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_nan_and_inf_are_not_hidden(backend, small_tiles):
     x, y = torch.randn(20, 3), torch.randn(30, 3)
     x[4, 1] = torch.nan

@@ -1,4 +1,7 @@
-"""Statistics of matrices so small that PyTorch's autograd may hold them: that takes less than making them twice."""
+"""Statistics of matrices so small that PyTorch's autograd may hold them: that takes less than making them twice.
+
+Their backward is PyTorch's own, as of dense scores: called inside autocast, its products are autocast's.
+"""
 
 import torch
 from torch import Tensor
