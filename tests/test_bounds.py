@@ -334,3 +334,28 @@ def test_information_of_sure_predictions():
     assert sk.bounds.conditional_entropy(same) == 0
     with pytest.raises(ValueError, match="logits must have shape"):
         sk.bounds.prediction_information(torch.zeros(3))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", list(BOUNDS))
+def test_what_is_not_finite_is_not_hidden(name, bad, backend):
+    """Wherever a bound is NaN or infinite of dense scores, so is ours, whatever the infinity came from."""
+    parameters, value, _ = BOUNDS[name]
+    x, y = (t.detach() for t in features(torch.float64))
+    clean = {"x": x, "y": y, "row_bias": torch.zeros(N).double(), "col_bias": torch.zeros(N).double()}
+    clean |= {"scale": torch.tensor(0.4).double()}
+    a = baseline(torch.float64).detach()
+    for key in clean:
+        t = {k: v.clone() for k, v in clean.items()}
+        t[key][(1, 2)[: t[key].dim()]] = bad
+        want = value(t["scale"] * (t["x"] @ t["y"].T) + t["row_bias"][:, None] + t["col_bias"], a)
+        biases = {"row_bias": t["row_bias"], "col_bias": t["col_bias"]}
+        with sk.use_backend(backend):
+            got = getattr(sk.bounds, name)(
+                sk.PairwiseScores(t["x"], t["y"], scale=t["scale"], **biases), **parameters(a)
+            )
+        if want.isfinite():
+            torch.testing.assert_close(got, want, msg=key)
+        else:
+            assert not got.isfinite(), key

@@ -407,3 +407,45 @@ def test_cross_entropies_are_never_negative(backend, hold):
         x = F.normalize(torch.randn(64, 32, generator=torch.Generator().manual_seed(seed)), dim=1)
         with contextlib.nullcontext() if backend is None else sk.use_backend(backend):
             assert (sk.clip_loss(x, x, 100.0, reduction="none") >= 0).all()
+
+
+@pytest.mark.parametrize("backend", ["held", *BACKENDS])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_what_is_not_finite_is_not_hidden(name, bad, backend, hold):
+    """Wherever dense PyTorch's loss of a row is NaN or infinite, so is ours, with a gradient that says so too."""
+    backend = hold() if backend == "held" else backend
+    ours, dense = LOSSES[name]
+    clean = {k: v.detach() for k, v in tensors(torch.float64).items()}
+    for key in ("x", "y", "negatives", "weight", "class_bias", "temperature"):
+        leaves = {k: v.clone().requires_grad_() for k, v in clean.items()}
+        with torch.no_grad():
+            leaves[key][(1, 2)[: leaves[key].dim()]] = bad
+        with contextlib.nullcontext() if backend is None else sk.use_backend(backend):
+            value = ours(leaves, "none")
+        want = dense(leaves, "none")
+        assert not torch.isfinite(value[~want.isfinite()]).any(), key
+        torch.testing.assert_close(value[want.isfinite()], want[want.isfinite()], msg=key)
+        found, truth = (torch.autograd.grad(v.sum(), leaves[key], allow_unused=True)[0] for v in (value, want))
+        if truth is not None and not truth.isfinite().all():
+            assert not found.isfinite().all(), key
+
+
+@pytest.mark.parametrize("backend", ["held", *BACKENDS, "triton"])
+def test_a_joint_score_of_infinity_does_not_hide_itself(backend, hold):
+    """Of a row whose others are all lower its cross entropy was softplus(-inf), 0; dense it is inf - inf."""
+    backend = hold() if backend == "held" else backend
+    x = torch.tensor([[0.5, -0.5], [0.3, math.inf], [-0.4, -0.2]], requires_grad=True)
+    negatives = torch.full((4, 2), -1.0)
+    dense = cross_entropy(x @ x.T, torch.arange(3), "none")
+    assert dense[1].isnan()
+    with contextlib.nullcontext() if backend is None else sk.use_backend(backend):
+        scores = sk.DotCritic()(x, x)
+        loss = sk.clip_loss(x, x, 1.0)
+        assert loss.isnan()
+        assert scores.cross_entropy(1)[1].isnan()
+        assert scores.cross_entropy(0)[1].isnan()
+        assert sk.bounds.infonce(scores).isnan()
+        assert sk.linear_cross_entropy(x, x, torch.arange(3), reduction="none")[1].isnan()
+        assert sk.info_nce_loss(x, x, negatives, reduction="none")[1].isnan()
+    assert torch.autograd.grad(loss, x)[0][1].isnan().all()
