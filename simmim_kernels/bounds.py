@@ -10,8 +10,10 @@ bounds) or minimised (`leave_one_out` and `club` bound from above). They raise V
 no joint pairs (fewer columns than rows and no positives) or, if they need one, no marginal pair.
 """
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +24,21 @@ from .scores import PairwiseScores
 # Of its ceiling, log M, in nats: `infonce` that near says no more than that the information is as large, or larger.
 SATURATED_WITHIN = 0.1
 
+_Bound = TypeVar("_Bound", bound=Callable[..., Any])
 
+
+def _of_scores(bound: _Bound) -> _Bound:
+    """Refuses what is no PairwiseScores: a matrix of scores, or features, say what to make of them."""
+
+    @functools.wraps(bound)
+    def checked(scores, *args, **params):
+        validation.scores(scores, PairwiseScores)
+        return bound(scores, *args, **params)
+
+    return cast(_Bound, checked)
+
+
+@_of_scores
 def infonce(scores: PairwiseScores, symmetric: bool = False) -> Tensor:
     """mean(s_ii - logsumexp_j s_ij) + log M, at most log M (van den Oord et al. 2018; Poole et al. 2019, eq. 10).
 
@@ -31,18 +47,20 @@ def infonce(scores: PairwiseScores, symmetric: bool = False) -> Tensor:
     that or more, and only more columns can tell.
     """
     n, m = scores.shape
-    if not symmetric:
+    if not validation.flag(symmetric, "symmetric"):
         return math.log(m) - scores.cross_entropy(1).mean()
     if n != m:
         raise ValueError(f"scores must be square for symmetric=True, got shape ({n}, {m})")
     return math.log(m) - scores._cross_entropies("both").mean()
 
 
+@_of_scores
 def dv(scores: PairwiseScores) -> Tensor:
     """mean s_ii - logmeanexp_off s (Donsker and Varadhan; Poole et al. 2019, sec. 2.1). Biased by the batch log."""
     return scores.joint.mean() - _marginal(scores, "dv").logmeanexp((0, 1))
 
 
+@_of_scores
 def mine(scores: PairwiseScores, log_running_mean: Tensor | Callable[[Tensor], Tensor]) -> Tensor:
     """The value of `dv` with the gradient of MINE (Belghazi et al. 2018, sec. 3.2).
 
@@ -51,12 +69,14 @@ def mine(scores: PairwiseScores, log_running_mean: Tensor | Callable[[Tensor], T
     keeps it.
     """
     joint, partition = scores.joint.mean(), _marginal(scores, "mine").logmeanexp((0, 1))
-    if not isinstance(log_running_mean, Tensor):
+    if callable(log_running_mean):
         log_running_mean = log_running_mean(partition.detach())
+    log_running_mean = validation.scalar(log_running_mean, "log_running_mean", partition)
     objective = joint - (partition - log_running_mean.detach()).exp()
     return _value_with_gradient_of(joint - partition, objective)
 
 
+@_of_scores
 def nwj(scores: PairwiseScores) -> Tensor:
     """mean s_ii - mean_off e^(s - 1) (Nguyen, Wainwright and Jordan; Poole et al. 2019, eq. 5; MINE-f).
 
@@ -65,6 +85,7 @@ def nwj(scores: PairwiseScores) -> Tensor:
     return scores.joint.mean() - (_marginal(scores, "nwj").logmeanexp((0, 1)) - 1).exp()
 
 
+@_of_scores
 def tuba(scores: PairwiseScores, log_baseline: float | Tensor) -> Tensor:
     """1 + mean(s_ii - log a_i) - mean_off(e^s_ij / a_i) with log a = log_baseline, (N,) or one number.
 
@@ -76,6 +97,7 @@ def tuba(scores: PairwiseScores, log_baseline: float | Tensor) -> Tensor:
     return 1 + (joint - log_baseline).mean() - (rows - _count(marginal).log()).exp().sum()
 
 
+@_of_scores
 def js(scores: PairwiseScores) -> Tensor:
     """1 + mean s_ii - mean_off e^s, with the gradient of `js_divergence` (Poole et al. 2019, sec. 2.3).
 
@@ -86,6 +108,7 @@ def js(scores: PairwiseScores) -> Tensor:
     return _value_with_gradient_of(value, js_divergence(scores))
 
 
+@_of_scores
 def js_divergence(scores: PairwiseScores) -> Tensor:
     """-mean softplus(-s_ii) - mean_off softplus(s): the objective of Deep InfoMax (Hjelm et al. 2019, eq. 4).
 
@@ -96,16 +119,18 @@ def js_divergence(scores: PairwiseScores) -> Tensor:
     return joint - marginal.sum((0, 1), fn="softplus") / _count(marginal)
 
 
+@_of_scores
 def smile(scores: PairwiseScores, tau: float = 5.0) -> Tensor:
     """mean s_ii - logmeanexp_off clamp(s, -tau, tau), with the gradient of `js_divergence`.
 
     Song and Ermon 2020 (arXiv:1910.06222), eq. 15. Neither an upper nor a lower bound for finite tau.
     """
-    validation.positive(tau, "tau")
+    tau = validation.positive_number(tau, "tau", dtype=scores.dtype)
     value = scores.joint.mean() - _marginal(scores, "smile").clamp(-tau, tau).logmeanexp((0, 1))
     return _value_with_gradient_of(value, js_divergence(scores))
 
 
+@_of_scores
 def interpolated(scores: PairwiseScores, alpha: float, log_baseline: float | Tensor) -> Tensor:
     """I_alpha, between `infonce` (alpha 1) and `tuba` (alpha 0): Poole et al. 2019, sec. 2.4, leave-one-out form.
 
@@ -116,8 +141,7 @@ def interpolated(scores: PairwiseScores, alpha: float, log_baseline: float | Ten
     not the row's joint pair, cannot be told from 1: alpha near 1 with such scores gives inf. Raises ValueError for
     clamped scores, where log B_ij is not a pointwise function of a score and a row bias.
     """
-    if not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be a number in [0, 1], got {alpha!r}")
+    alpha = validation.fraction(alpha, "alpha")
     if alpha == 0:
         return tuba(scores, log_baseline)
     marginal, joint = _marginal(scores, "interpolated"), scores.joint
@@ -135,6 +159,7 @@ def interpolated(scores: PairwiseScores, alpha: float, log_baseline: float | Ten
     return 1 + log_ratio - ((off - log_b_joint).exp().sum() / count.sum())
 
 
+@_of_scores
 def flo(scores: PairwiseScores, u: float | Tensor) -> Tensor:
     """1 - mean(u_i + e^-u_i mean_{j != i} e^(s_ij - s_ii)), with u (N,) or one number.
 
@@ -146,16 +171,19 @@ def flo(scores: PairwiseScores, u: float | Tensor) -> Tensor:
     return 1 - (u + (marginal.logmeanexp(1) - joint - u).exp()).mean()
 
 
+@_of_scores
 def leave_one_out(scores: PairwiseScores) -> Tensor:
     """mean(s_ii - logmeanexp_{j != i} s_ij): an upper bound where s = log p(y | x) (Poole et al. 2019, eq. 14)."""
     return (scores.joint - _marginal(scores, "leave_one_out").logmeanexp(1)).mean()
 
 
+@_of_scores
 def club(scores: PairwiseScores) -> Tensor:
     """mean s_ii - mean_ij s_ij over all pairs: an upper bound where s = log p(y | x) (Cheng et al. 2020, eq. 9)."""
     return scores.joint.mean() - scores.sum((0, 1), fn="identity") / _count(scores)
 
 
+@_of_scores
 def barber_agakov(scores: PairwiseScores, prior: Tensor | None = None) -> Tensor:
     """H(Y) + mean log q(y_i | x_i), q the softmax of a row: Barber and Agakov 2003; Poole et al. 2019, eq. 2.
 
@@ -172,6 +200,7 @@ def barber_agakov(scores: PairwiseScores, prior: Tensor | None = None) -> Tensor
     return entropy(prior.to(scores.dtype)) - cross_entropy
 
 
+@_of_scores
 def readouts(scores: PairwiseScores, tau: float = 5.0) -> dict[str, Tensor]:
     """What one critic reads as by several bounds, in nats and without gradient, from two passes over its scores.
 
@@ -179,7 +208,7 @@ def readouts(scores: PairwiseScores, tau: float = 5.0) -> dict[str, Tensor]:
     `infonce` cannot exceed. `nwj` expects 1 + log ratio, `js` and `smile` the log ratio: side by side they show
     how far a critic is from either.
     """
-    validation.positive(tau, "tau")
+    tau = validation.positive_number(tau, "tau", dtype=scores.dtype)
     with torch.no_grad():
         marginal = _marginal(scores, "readouts")
         joint, rows = scores.joint, marginal.logsumexp(1)
@@ -197,7 +226,7 @@ def readouts(scores: PairwiseScores, tau: float = 5.0) -> dict[str, Tensor]:
 
 def entropy(probabilities: Tensor) -> Tensor:
     """-sum p log p (), in nats, of probabilities (C,) that sum to 1; 0 log 0 is 0."""
-    return torch.special.entr(probabilities).sum()
+    return torch.special.entr(validation.weights(probabilities, "probabilities")).sum()
 
 
 def label_entropy(target: Tensor, classes: int, ignore_index: int = -100, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -206,6 +235,10 @@ def label_entropy(target: Tensor, classes: int, ignore_index: int = -100, dtype:
     The plug-in estimate, low by about (classes - 1) / 2N (Miller 1955) and never above log N. 0 where every label
     is ignored.
     """
+    classes = validation.integer(classes, "classes", 1)
+    ignore_index = validation.integer(ignore_index, "ignore_index")
+    validation.floating_dtype(dtype, "dtype")
+    target = validation.labels(target, "target", classes, ignore_index)
     counted = target != ignore_index
     counts = torch.zeros(classes, dtype=torch.int64, device=target.device)
     counts = counts.index_add(0, target.where(counted, 0), counted.long())

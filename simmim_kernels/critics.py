@@ -37,8 +37,8 @@ class CosineCritic(nn.Module):
 
     def __init__(self, temperature: float = 0.07, learnable: bool = False):
         super().__init__()
-        validation.positive(temperature, "temperature")
-        self._temperature = temperature
+        validation.flag(learnable, "learnable")
+        self._temperature = temperature = validation.positive_number(temperature, "temperature")
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if learnable else None
 
     @property
@@ -47,9 +47,8 @@ class CosineCritic(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
         x, y = validation.operands(x, y, ("x", "y"))
-        return PairwiseScores(
-            F.normalize(x, dim=1), F.normalize(y, dim=1), scale=1 / self.temperature, positives=positives
-        )
+        scale = validation.reciprocal(self.temperature, "temperature", x)
+        return PairwiseScores(F.normalize(x, dim=1), F.normalize(y, dim=1), scale=scale, positives=positives)
 
     def extra_repr(self) -> str:
         return f"temperature={_number(self.temperature):.4g}, learnable={self.log_temperature is not None}"
@@ -60,6 +59,7 @@ class BilinearCritic(nn.Module):
 
     def __init__(self, dim_x: int, dim_y: int):
         super().__init__()
+        dim_x, dim_y = validation.integer(dim_x, "dim_x", 1), validation.integer(dim_y, "dim_y", 1)
         self.weight = nn.Parameter(torch.empty(dim_x, dim_y))
         nn.init.xavier_uniform_(self.weight)
 
@@ -81,8 +81,10 @@ class GaussianCritic(nn.Module):
 
     def __init__(self, bandwidth: float = 1.0, learnable: bool = False):
         super().__init__()
-        validation.positive(bandwidth, "bandwidth")
-        self._bandwidth = bandwidth
+        validation.flag(learnable, "learnable")
+        self._bandwidth = bandwidth = validation.positive_number(bandwidth, "bandwidth")
+        if not 1e-19 <= bandwidth <= 1e19:
+            raise ValueError(f"bandwidth must be between 1e-19 and 1e19, for its square, got {bandwidth!r}")
         self.log_bandwidth = nn.Parameter(torch.tensor(math.log(bandwidth))) if learnable else None
 
     @property
@@ -114,7 +116,8 @@ class SeparableCritic(nn.Module):
         self.critic = DotCritic() if critic is None else critic
 
     def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
-        return self.critic(self.g(x), self.h(y), positives)
+        pair = self.g(x), self.h(y)
+        return self.critic(*pair) if positives is None else self.critic(*pair, positives)
 
 
 class MLPCritic(nn.Module):
@@ -126,9 +129,8 @@ class MLPCritic(nn.Module):
 
     def __init__(self, dim_x: int, dim_y: int, hidden: int = 256, layers: int = 2):
         super().__init__()
-        for value, name in ((dim_x, "dim_x"), (dim_y, "dim_y"), (hidden, "hidden"), (layers, "layers")):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        dim_x, dim_y = (validation.integer(v, name, 1) for v, name in ((dim_x, "dim_x"), (dim_y, "dim_y")))
+        hidden, layers = validation.integer(hidden, "hidden", 1), validation.integer(layers, "layers", 1)
         self.dim_x, self.dim_y = dim_x, dim_y
         widths = [dim_x + dim_y] + [hidden] * layers
         self.hidden_layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))

@@ -37,6 +37,7 @@ def info_nce_loss(
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     validation.positive(temperature, "temperature")
+    validation.flag(symmetric, "symmetric")
     validation.operands(query, positive_key, ("query", "positive_key"), same_length=True)
     query, positive_key = F.normalize(query, dim=1), F.normalize(positive_key, dim=1)
     scores = PairwiseScores(query, positive_key, scale=_inverse(temperature, query))
@@ -169,7 +170,8 @@ def linear_cross_entropy(
     and is NaN where that is 0.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
-    validation.fraction(label_smoothing, "label_smoothing")
+    label_smoothing = validation.fraction(label_smoothing, "label_smoothing")
+    ignore_index = validation.integer(ignore_index, "ignore_index")
     x, weight = autocast(*validation.operands(x, weight, ("x", "weight")))
     classes = len(weight)
     target = validation.indices(target, "target", len(x), classes, x, also=ignore_index)
@@ -214,7 +216,7 @@ def _both_directions(scores: PairwiseScores, reduction: str) -> Tensor:
 
 
 def _inverse(temperature: float | Tensor, like: Tensor) -> Tensor:
-    return 1 / validation.scalar(temperature, "temperature", like)
+    return validation.reciprocal(temperature, "temperature", like)
 
 
 def _reduce(values: Tensor, reduction: str) -> Tensor:
@@ -334,6 +336,7 @@ class LinearCrossEntropyLoss(_Loss):
         label_smoothing: float = 0.0,
     ):
         validation.fraction(label_smoothing, "label_smoothing")
+        validation.integer(ignore_index, "ignore_index")
         super().__init__(ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
         # A buffer, as in nn.CrossEntropyLoss: it moves and is saved with the module.
         self.register_buffer("class_weight", class_weight)

@@ -1,7 +1,7 @@
 """The second reading of SimMIM, simultaneous multivariate information maximisation: one backbone, many tasks."""
 
 from collections.abc import Mapping, Sequence
-from math import log
+from math import inf, log
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -80,13 +80,16 @@ class MultiTaskSimMIM(nn.Module):
         if weights == "uncertainty":
             self.log_sigma = nn.ParameterDict({task: nn.Parameter(torch.zeros(())) for task in heads})
         elif isinstance(weights, str):
-            raise ValueError(f"weights must be numbers by task, 'uncertainty' or None, got {weights!r}")
+            raise ValueError(f"weights must be numbers by task, 'uncertainty' or None, got {validation.shown(weights)}")
         else:
-            self.weights = self._checked_weights(weights or {})
+            self.weights = self._checked_weights({} if weights is None else weights)
         # Of a prior only its entropy is needed, and its length for a check.
-        self._priors = {task: self._checked_prior(task, prior) for task, prior in (priors or {}).items()}
+        priors = {} if priors is None else priors
+        validation.mapping(priors, "priors", "tensors")
+        self._priors = {task: self._checked_prior(task, prior) for task, prior in priors.items()}
 
     def forward(self, batch: Mapping[str, tuple[Any, Tensor | None]]) -> MultiTaskOutput:
+        validation.mapping(batch, "batch", "pairs (x, y)")
         if not batch:
             raise ValueError(f"batch must have one of the tasks {', '.join(self.heads)} or more, got none")
         self._check_tasks(batch, "batch")
@@ -152,11 +155,13 @@ class MultiTaskSimMIM(nn.Module):
         return (-2 * log_sigma).exp() * reading.shortfall + log_sigma
 
     def _checked_weights(self, weights: Mapping[str, float]) -> dict[str, float]:
+        validation.mapping(weights, "weights", "numbers")
         self._check_tasks(weights, "weights")
-        for task, weight in weights.items():
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight >= 0:
-                raise ValueError(f"weights[{task!r}] must be a number of at least 0, got {validation.describe(weight)}")
-        return dict(weights)
+        found = {task: validation.number(weight, f"weights[{task!r}]") for task, weight in weights.items()}
+        for task, weight in found.items():
+            if not 0 <= weight < inf:
+                raise ValueError(f"weights[{task!r}] must be a number of at least 0 and finite, got {weight!r}")
+        return found
 
     def _checked_prior(self, task: str, prior: Tensor) -> tuple[int, float]:
         """How many classes, and their entropy."""
@@ -169,9 +174,8 @@ class MultiTaskSimMIM(nn.Module):
     def _check_tasks(self, tasks: Mapping | Sequence[str], name: str) -> None:
         unknown = [task for task in tasks if task not in self.heads]
         if unknown:
-            raise ValueError(
-                f"{name} must have tasks among {', '.join(self.heads)}; got {', '.join(map(repr, unknown))}"
-            )
+            shown = ", ".join(map(validation.shown, unknown[:4]))
+            raise ValueError(f"{name} must have tasks among {', '.join(self.heads)}; got {shown}")
 
     def extra_repr(self) -> str:
         if self.log_sigma is not None:
@@ -180,6 +184,7 @@ class MultiTaskSimMIM(nn.Module):
 
 
 def _check_names(heads: Mapping[str, nn.Module]) -> None:
+    validation.mapping(heads, "heads", "modules")
     if not heads:
         raise ValueError("heads must have one task or more, got none")
     for task, head in heads.items():
@@ -212,6 +217,9 @@ def transfer(source: nn.Module, target: nn.Module, layers: int | Sequence[str], 
     other tensors or of other shapes, missing on one side, without data (lazy or meta), of a dtype that cannot be
     converted without loss of kind, or sharing in the target what differs in the source.
     """
+    validation.module(source, "source")
+    validation.module(target, "target")
+    validation.flag(freeze, "freeze")
     if source is target:
         raise ValueError("source and target must be two modules, got one and the same")
     pairs = _first_layers(source, target, layers) if isinstance(layers, int) else _named_layers(source, target, layers)
@@ -246,7 +254,8 @@ def _first_layers(source: nn.Module, target: nn.Module, number: int) -> _Pairs:
     most = min(len(given), len(kept))
     if isinstance(number, bool) or not 0 <= number <= most:
         raise ValueError(
-            f"layers must be between 0 and {most}, where source has {len(given)} and target {len(kept)}; got {number!r}"
+            f"layers must be between 0 and {most}, where source has {len(given)} and target {len(kept)}; "
+            f"got {validation.shown(number)}"
         )
     return {(a, b): (x, y) for (a, x), (b, y) in zip(given[:number], kept[:number], strict=True)}
 

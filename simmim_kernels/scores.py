@@ -119,6 +119,7 @@ class PairwiseScores:
         this then holds for all exclusions of the scores. Exclusions add up, six at most.
         """
         p, (n, m) = self._problem, self.shape
+        keep_joint = validation.flag(keep_joint, "keep_joint")
         row_ids = validation.integers(row_ids, "row_ids", n, p.x)[None]
         col_ids = validation.integers(col_ids, "col_ids", m, p.x)[None]
         joint = p.joint
@@ -135,7 +136,7 @@ class PairwiseScores:
 
     def clamp(self, lo: float, hi: float) -> "PairwiseScores":
         """Scores limited to [lo, hi] (nats); the gradient is zero outside."""
-        lo, hi = validation.limits(lo, hi)
+        lo, hi = validation.limits(lo, hi, self.dtype)
         p = self._problem
         # clamp(clamp(s, a, b), c, d), as one clamp.
         return self._with(lo=min(max(p.lo, lo), hi), hi=min(max(p.hi, lo), hi))
@@ -182,7 +183,7 @@ class PairwiseScores:
         """
         dims = validation.dimension(dim)
         if dims == "total":
-            raise ValueError(f"dim must be 0 or 1, got {dim!r}")
+            raise ValueError(f"dim must be 0 or 1, got {validation.shown(dim)}")
         return self._cross_entropies(dims, backend).squeeze(0)
 
     def cross_entropies(self, backend: str | None = None) -> tuple[Tensor, Tensor]:

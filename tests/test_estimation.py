@@ -309,13 +309,13 @@ X, Y = gaussians(100, 3, 1.0)
         (X[:99], Y[:99], {}, "at least 20 rows a fold, 100 for 5 folds; got 99"),
         (X, Y, {"folds": 1}, "folds must be an integer of at least 2, got 1"),
         (X, Y, {"batch_size": 1}, "batch_size must be an integer of at least 2, got 1"),
-        (X, Y, {"max_steps": 0.5}, "max_steps must be an integer of at least 0, got 0.5"),
+        (X, Y, {"max_steps": 0.5}, "max_steps must be an integer of at least 0, got float 0.5"),
         (X, Y, {"seed": -1}, "seed must be an integer of at least 0, got -1"),
         (X, Y, {"critic": "oracle"}, "critic must be one of separable, mlp; got 'oracle'"),
         (X, Y, {"transform": "none"}, "transform must be one of rank, standardise; got 'none'"),
     ],
 )
 def test_unfit_samples_and_arguments_are_refused(x, y, options, message):
-    kind = ValueError if options else estimation.DataError
+    kind = (TypeError, ValueError) if options else estimation.DataError
     with pytest.raises(kind, match=message):
         sk.estimate(x, y, **options)

@@ -110,6 +110,39 @@ def test_mine_compiles():
     assert torch.isfinite(model.log_running_mean)
 
 
+def test_a_bound_and_a_critic_of_ones_own():
+    """Functions and modules: their parameters are the model's, and the options are checked as a named bound's are."""
+    x, y = pair()
+
+    def scaled(x, y):
+        return sk.PairwiseScores(x, y, scale=0.3)
+
+    def dv(scores, weight=1.0):
+        return weight * sk.bounds.dv(scores)
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+        def forward(self, scores):
+            return self.factor * sk.bounds.dv(scores)
+
+    want = sk.bounds.dv(scaled(x, y))
+    model = sk.MutualInformation(scaled, dv, weight=2.0)
+    assert_close(model(x, y).detach(), 2 * want.detach())
+    assert "bound=dv" in repr(model)
+    assert_close(sk.MutualInformation(scaled, sk.bounds.dv)(x, y).detach(), want.detach())
+    assert_close(model.readouts(x, y)["dv"], want.detach())
+    learnt = sk.MutualInformation(scaled, Scaled())
+    assert list(learnt.parameters()) == [learnt.bound.factor]
+    assert_close(learnt(x, y).detach(), 2 * want.detach())
+    out = sk.SimMIM(nn.Identity(), scaled, dv, weight=0.5)(x, y)
+    assert_close(out.mi.detach(), 0.5 * want.detach())
+    got = torch.autograd.grad(out.mi, x)[0]
+    assert_close(got, 0.5 * torch.autograd.grad(want, x)[0])
+
+
 def test_readouts_have_no_gradient():
     x, y = pair()
     out = sk.MutualInformation(sk.DotCritic(0.3)).readouts(x, y)

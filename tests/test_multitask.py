@@ -267,7 +267,7 @@ BAD = {
         ValueError,
         "weights must have tasks among a, b; got 'c'",
     ),
-    "a negative weight": (lambda: build(weights={"a": -1}), ValueError, r"weights\['a'\] must be .* got int -1"),
+    "a negative weight": (lambda: build(weights={"a": -1}), ValueError, r"weights\['a'\] must be .* got -1"),
     "a wrong word": (lambda: build(weights="equal"), ValueError, "weights must be .* got 'equal'"),
     "prior of no task": (lambda: build(priors={"c": torch.ones(1)}), ValueError, "priors must have tasks among"),
     "prior, no sum": (lambda: build(priors={"a": torch.ones(3)}), ValueError, r"priors\['a'\] must be probabilities"),

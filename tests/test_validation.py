@@ -1,7 +1,9 @@
 """Bad input: a ValueError or TypeError that names the argument, what it got and what it needs."""
 
 import re
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,6 +28,13 @@ PAIRS = {
     "three dimensions": ((X, Y[None]), ValueError, r"{1} must have shape \(N, d\)"),
     "no rows": ((X[:0], Y[:0]), ValueError, "{0} must have at least one row and one column"),
     "no columns": ((X[:, :0], Y[:, :0]), ValueError, "{0} must have at least one row and one column"),
+}
+
+PAIRS |= {
+    "sparse": ((X.to_sparse(), Y), TypeError, "{0} must be a dense tensor, got a sparse_coo float32 tensor"),
+    "mkldnn": ((X, Y.to_mkldnn()), TypeError, "{1} must be a dense tensor, got a _mkldnn float32 tensor"),
+    "nested": ((torch.nested.nested_tensor([X, Y]), Y), TypeError, "{0} must be a dense tensor, got a nested float32"),
+    "without values": ((META, META), ValueError, "{0} must have values, got a float32 tensor .* on meta"),
 }
 
 PAIR_FUNCTIONS = {
@@ -205,7 +214,7 @@ CALLS = {
         "symmetric must be False",
     ),
     "tau": (lambda: sk.bounds.smile(S, tau=0.0), ValueError, "tau must be greater than 0"),
-    "alpha": (lambda: sk.bounds.interpolated(S, 1.5, 0.0), ValueError, r"alpha must be a number in \[0, 1\], got 1.5"),
+    "alpha": (lambda: sk.bounds.interpolated(S, 1.5, 0.0), ValueError, r"alpha must be in \[0, 1\], got 1.5"),
     "log_baseline": (lambda: sk.bounds.tuba(S, torch.ones(5)), ValueError, r"log_baseline must have shape \(6,\)"),
     "u": (lambda: sk.bounds.flo(S, torch.ones(6).long()), TypeError, "u must have a floating dtype"),
     "bilinear width": (lambda: sk.BilinearCritic(3, 4)(X, Y), ValueError, r"x must have shape \(N, 3\)"),
@@ -217,6 +226,146 @@ CALLS = {
     ),
     "mlp layers": (lambda: sk.MLPCritic(4, 4, layers=0), ValueError, "layers must be an integer of at least 1, got 0"),
     "pair_scores": (lambda: sk.MLPCritic(4, 4).pair_scores(X, Y[:3]), ValueError, "same number of rows"),
+    "scale beyond float32": (
+        lambda: sk.PairwiseScores(X, Y, scale=1e300),
+        ValueError,
+        "scale must be finite in float32",
+    ),
+    "scale of 400 digits": (
+        lambda: sk.clip_loss(X, Y, 10**400),
+        ValueError,
+        "logit_scale must be a number that a float holds, got int of 1329 bits",
+    ),
+    "scale of 5000 digits": (
+        lambda: sk.DotCritic(10**5000)(X, Y),
+        ValueError,
+        "scale must be .* got int of 16610 bits",
+    ),
+    "scale NaN": (lambda: sk.DotCritic(float("nan"))(X, Y), ValueError, "scale must be finite in float32, got nan"),
+    "scale True": (lambda: sk.DotCritic(np.True_)(X, Y), TypeError, "scale must be a number or a tensor .* got bool"),
+    "an array of scales": (
+        lambda: sk.PairwiseScores(X, Y, scale=np.ones(10**6)),
+        TypeError,
+        r"scale must be a number or a tensor of one element, got a float64 array of shape \(1000000,\)$",
+    ),
+    "a sparse scale": (lambda: sk.clip_loss(X, Y, torch.ones(1).to_sparse()), TypeError, "logit_scale must be a dense"),
+    "a temperature whose inverse is none": (
+        lambda: sk.nt_xent_loss(X, Y, 1e-50),
+        ValueError,
+        "temperature must be at least 3e-39 for float32, got 1e-50",
+    ),
+    "the same of a critic": (lambda: sk.CosineCritic(1e-300)(X, Y), ValueError, "temperature must be at least"),
+    "temperature in words": (lambda: sk.dcl_loss(X, Y, "warm"), TypeError, "temperature must be a number or a tensor"),
+    "bandwidth without a square": (
+        lambda: sk.GaussianCritic(1e-300),
+        ValueError,
+        "bandwidth must be between 1e-19 and 1e19",
+    ),
+    "learnable": (lambda: sk.CosineCritic(0.1, "yes"), TypeError, "learnable must be True or False, got str 'yes'"),
+    "tau as a tensor": (
+        lambda: sk.bounds.smile(S, tau=torch.ones(())),
+        TypeError,
+        "tau must be a number, got a float32",
+    ),
+    "tau in words": (lambda: sk.bounds.smile(S, tau="a"), TypeError, "tau must be a number, got str 'a'"),
+    "tau of readouts": (lambda: sk.bounds.readouts(S, tau="a"), TypeError, "tau must be a number, got str 'a'"),
+    "tau beyond float32": (lambda: sk.bounds.smile(S, tau=1e300), ValueError, "tau must be finite in float32"),
+    "clamp beyond float32": (lambda: S.clamp(0, 1e300), ValueError, "hi must be finite in float32, got 1e[+]?300"),
+    "log_baseline beyond float32": (
+        lambda: sk.bounds.tuba(S, 1e300),
+        ValueError,
+        "log_baseline must be finite in float32",
+    ),
+    "log_running_mean": (
+        lambda: sk.bounds.mine(S, torch.zeros(6)),
+        ValueError,
+        "log_running_mean must have one element",
+    ),
+    "alpha in words": (lambda: sk.bounds.interpolated(S, "a", 0.0), TypeError, "alpha must be a number, got str 'a'"),
+    "ignore_index None": (
+        lambda: sk.linear_cross_entropy(X, Y, torch.ones(6).long(), ignore_index=None),
+        TypeError,
+        "ignore_index must be an integer, got NoneType None",
+    ),
+    "ignore_index of a Module": (lambda: sk.LinearCrossEntropyLoss(2**70), ValueError, "ignore_index must .* 64 bits"),
+    "dim in words": (lambda: S.logsumexp((0, "a")), ValueError, r"dim must be 0, 1 or \(0, 1\), got \(0, 'a'\)"),
+    "dim twice": (lambda: S.count((0, 0)), ValueError, r"dim must be 0, 1 or \(0, 1\), got \(0, 0\)"),
+    "dim True": (lambda: S.sum(True), ValueError, "dim must be 0, 1"),
+    "backend": (lambda: S.logsumexp(1, backend=[]), ValueError, r"backend must name one of triton, .*; got \[\]"),
+    "use_backend": (lambda: sk.use_backend([]).__enter__(), ValueError, r"use_backend must name one of .*; got \[\]"),
+    "a long list for a reduction": (
+        lambda: sk.ClipLoss(["mean"] * 999),
+        ValueError,
+        "reduction must be .* got .'mean', .* ...]$",
+    ),
+    "symmetric": (lambda: sk.bounds.infonce(S, X), TypeError, "symmetric must be True or False"),
+    "symmetric loss": (lambda: sk.info_nce_loss(X, Y, symmetric=1), TypeError, "symmetric must be True or False"),
+    "keep_joint": (lambda: S.exclude(X[:, 0].long(), X[:, 0].long(), "no"), TypeError, "keep_joint must be True or"),
+    "labels beyond": (
+        lambda: sk.bounds.label_entropy(torch.arange(6), 5),
+        ValueError,
+        r"target must be in \[0, 5\) or equal to -100, got values from 0 to 5",
+    ),
+    "labels in a list": (lambda: sk.bounds.label_entropy([0, 1], 5), TypeError, "target must be a tensor of shape"),
+    "classes": (
+        lambda: sk.bounds.label_entropy(torch.arange(6), 0),
+        ValueError,
+        "classes must be an integer of at least 1",
+    ),
+    "dtype": (
+        lambda: sk.bounds.label_entropy(torch.arange(6), 6, dtype=int),
+        TypeError,
+        "dtype must be one of torch.float64",
+    ),
+    "probabilities": (
+        lambda: sk.bounds.entropy([0.5, 0.5]),
+        TypeError,
+        r"probabilities must be a tensor of shape \(C,\)",
+    ),
+    "bilinear widths": (lambda: sk.BilinearCritic(4, -1), ValueError, "dim_y must be an integer of at least 1, got -1"),
+    "samples": (lambda: sk.estimate(META, META), ValueError, "x must be an array or a dense tensor with values"),
+    "heads": (
+        lambda: sk.MultiTaskSimMIM(torch.nn.Linear(4, 3), [torch.nn.Linear(3, 2)]),
+        TypeError,
+        "heads must map tasks to modules, got list",
+    ),
+    "source": (
+        lambda: sk.transfer("a", torch.nn.Linear(4, 3), 1),
+        TypeError,
+        "source must be a torch.nn.Module, got str",
+    ),
+    "critic": (lambda: sk.MutualInformation("dot"), TypeError, "critic must be a module or a function, got str 'dot'"),
+    "a critic that returns a matrix": (
+        lambda: sk.MutualInformation(lambda x, y: x @ y.T)(X, Y),
+        TypeError,
+        "critic must return PairwiseScores, got a float32 tensor of shape",
+    ),
+    "the same of SimMIM": (
+        lambda: sk.SimMIM(torch.nn.Linear(4, 3), lambda x, y: x @ y.T)(X, Y),
+        TypeError,
+        "critic must return PairwiseScores",
+    ),
+    "encoder": (lambda: sk.SimMIM(None), TypeError, "encoder must be a module or a function, got NoneType None"),
+    "bound": (
+        lambda: sk.MutualInformation(sk.DotCritic(), ["dv"]),
+        ValueError,
+        r"bound must be one of .* got \['dv'\]",
+    ),
+    "a bound that returns rows": (
+        lambda: sk.MutualInformation(sk.DotCritic(), lambda scores: scores.joint)(X, Y),
+        TypeError,
+        r"bound must return a tensor without dimensions, got a float32 tensor of shape \(6,\)",
+    ),
+    "params of one's own bound": (
+        lambda: sk.MutualInformation(sk.DotCritic(), lambda scores, tau: scores.joint.mean(), width=1.0),
+        ValueError,
+        "params of bound '<lambda>' must be: tau; got width",
+    ),
+    "a bound without scores": (
+        lambda: sk.MutualInformation(sk.DotCritic(), lambda: 0),
+        TypeError,
+        "bound must take scores",
+    ),
     "keep_joint both ways": (
         lambda: S.exclude(torch.arange(6), torch.arange(6)).exclude(torch.arange(6), torch.arange(6), keep_joint=True),
         ValueError,
@@ -237,6 +386,48 @@ def test_call(name):
         call()
     assert "\n" not in str(caught.value)
     assert not re.search(r"object at 0x", str(caught.value))
+
+
+BOUNDS = {
+    "mine": (torch.zeros(()),),
+    "tuba": (0.0,),
+    "interpolated": (0.5, 0.0),
+    "flo": (0.0,),
+    **dict.fromkeys(("infonce", "dv", "nwj", "js", "js_divergence", "smile", "leave_one_out", "club"), ()),
+    **dict.fromkeys(("barber_agakov", "readouts"), ()),
+}
+
+
+@pytest.mark.parametrize("name", list(BOUNDS))
+def test_bounds_say_what_to_make_of_a_matrix(name):
+    message = r"scores must be PairwiseScores, as a critic makes them .* got a float32 tensor of shape \(6, 6\) on cpu$"
+    with pytest.raises(TypeError, match=message):
+        getattr(sk.bounds, name)(X @ Y.T, *BOUNDS[name])
+
+
+@pytest.mark.parametrize(
+    "half", [np.float32(0.5), np.float64(0.5), np.array(0.5), np.array(0.5, np.float16), Fraction(1, 2)], ids=repr
+)
+def test_every_real_number_is_a_number(half):
+    label = torch.arange(6)
+    for f in (
+        lambda v: sk.clip_loss(X, Y, v),
+        lambda v: sk.siglip_loss(X, Y, 1.0, v),
+        lambda v: sk.info_nce_loss(X, Y, temperature=v),
+        lambda v: sk.NTXentLoss(v)(X, Y),
+        lambda v: sk.linear_cross_entropy(X, Y, label, label_smoothing=v),
+        lambda v: sk.bounds.smile(S, v),
+        lambda v: sk.bounds.interpolated(S, v, v),
+        lambda v: sk.bounds.flo(S, v),
+        lambda v: S.clamp(-v, v).logsumexp(1),
+        lambda v: sk.CosineCritic(v)(X, Y).logsumexp(0),
+        lambda v: sk.GaussianCritic(v, learnable=True)(X, Y).logsumexp(0),
+        lambda v: sk.MutualInformation(sk.DotCritic(v), "mine", decay=v)(X, Y),
+    ):
+        assert torch.equal(f(half), f(0.5))
+    two, target = np.int64(2), torch.full((6,), 2)
+    assert sk.linear_cross_entropy(X, Y, target, ignore_index=two, reduction="sum") == 0
+    assert torch.equal(S.logsumexp(np.int64(1)), S.logsumexp(1))
 
 
 def test_fewer_columns_than_rows_are_fine_where_no_joint_pair_is_asked_for():

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-from ..problem import Problem
+from ..problem import Problem, validation
 from . import native, reference, tiled, triton
 
 BACKENDS: dict[str, ModuleType] = {"triton": triton, "native": native, "tiled": tiled, "reference": reference}
@@ -64,8 +64,8 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def _find(name: str, source: str) -> ModuleType:
-    if name not in BACKENDS:
-        raise ValueError(f"{source} must name one of {', '.join(BACKENDS)}; got {name!r}")
+    if not isinstance(name, str) or name not in BACKENDS:
+        raise ValueError(f"{source} must name one of {', '.join(BACKENDS)}; got {validation.shown(name)}")
     return BACKENDS[name]
 
 

@@ -118,5 +118,4 @@ def _check_settings(folds: int, critic: str, transform: str, batch_size: int | N
     if batch_size is not None:
         numbers.append((batch_size, "batch_size", 2))
     for value, name, least in numbers:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        validation.integer(value, name, least)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..problem import validation
+
 LEAST_ROWS_PER_FOLD = 20
 
 # An eighth of the rows to validate on, but 100 where there are few, of which a choice among critics needs that many;
@@ -25,6 +27,8 @@ class DataError(ValueError):
 def samples(value: Any, name: str) -> np.ndarray:
     """(N, d) float64 from an array or tensor of real numbers, of shape (N, d) or (N,). Raises DataError."""
     if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_nested or value.is_meta:
+            raise DataError(f"{name} must be an array or a dense tensor with values, got {validation.describe(value)}")
         value = value.detach().cpu()
         value = (value.double() if value.is_floating_point() else value).numpy()
     array = np.asarray(value)

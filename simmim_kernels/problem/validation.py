@@ -3,8 +3,12 @@
 Checks that read a tensor's values are made where values are at hand; under torch.compile they are left out.
 """
 
-from collections.abc import Sequence
+import math
+import numbers
+import reprlib
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,32 +17,78 @@ from .problem import compute_dtype
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 60
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 4
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python itself refuses to write integers of more than 4300 digits.
+        return repr(x) if x.bit_length() <= 128 else f"of {x.bit_length()} bits"
+
+
+_short = _Short()
+
+
+def shown(value: object) -> str:
+    """A value in a few characters of one line."""
+    text = describe(value) if isinstance(value, (Tensor, np.ndarray)) else _short.repr(value)
+    # A function's repr is but an address, a module's a page.
+    return f"a {type(value).__name__}" if " at 0x" in text or "\n" in text else text
+
+
 def describe(value: object) -> str:
+    """What an argument was, for the end of a message: its type and, in short, its value or shape."""
+    if isinstance(value, Tensor) and value.is_nested:
+        return f"a nested {_name(value.dtype)} tensor"
     if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)} on {value.device}"
-    return f"{type(value).__name__} {value!r}"
+        layout = "" if value.layout == torch.strided else f"{_name(value.layout)} "
+        return f"a {layout}{_name(value.dtype)} tensor of shape {tuple(value.shape)} on {value.device}"
+    if isinstance(value, np.ndarray):
+        return f"a {value.dtype} array of shape {value.shape}"
+    text = shown(value)
+    return text if text == f"a {type(value).__name__}" else f"{type(value).__name__} {text}"
 
 
-def features(value: object, name: str) -> Tensor:
+def _name(value: torch.dtype | torch.layout) -> str:
+    return str(value).removeprefix("torch.")
+
+
+def _dense(value: Tensor, name: str) -> None:
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got {describe(value)}; to_dense() makes one")
+
+
+def features(value: object, name: str, may_be_meta: bool = False) -> Tensor:
     """A (N, d) tensor of a floating dtype with N >= 1 and d >= 1."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor of shape (N, d), got {describe(value)}")
+    _dense(value, name)
     if value.dtype not in FLOATING:
         raise TypeError(f"{name} must have dtype float64, float32, bfloat16 or float16, got {describe(value)}")
     if value.dim() != 2:
         raise ValueError(f"{name} must have shape (N, d), got {describe(value)}")
     if value.shape[0] == 0 or value.shape[1] == 0:
         raise ValueError(f"{name} must have at least one row and one column, got {describe(value)}")
+    if not may_be_meta:
+        _on_a_device(value, name)
     return value
+
+
+def _on_a_device(value: Tensor, name: str) -> None:
+    if value.device.type == "meta":
+        raise ValueError(f"{name} must have values, got {describe(value)}")
 
 
 def operands(
     x: object, y: object, names: tuple[str, str], *, same_width: bool = True, same_length: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Two feature matrices that can be scored against each other."""
-    x, y = features(x, names[0]), features(y, names[1])
+    x, y = features(x, names[0], may_be_meta=True), features(y, names[1], may_be_meta=True)
     if x.device != y.device:
         raise ValueError(f"{names[0]} and {names[1]} must be on one device, got {x.device} and {y.device}")
+    _on_a_device(x, names[0])
     # Under autocast the operands take its dtype later, as those of a matrix product do; float64 alone stays itself.
     dtypes_may_differ = torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, y.dtype)
     if x.dtype != y.dtype and not dtypes_may_differ:
@@ -63,10 +113,11 @@ def width(value: Tensor, expected: int, name: str) -> None:
 
 def scalar(value: object, name: str, like: Tensor) -> Tensor:
     """A number or a tensor of one element, as a 0-dim floating tensor on the device of `like`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
-        raise TypeError(f"{name} must be a number or a tensor of one element, got {describe(value)}")
     if not isinstance(value, Tensor):
-        return torch.full((), value, dtype=compute_dtype(like.dtype), device=like.device)
+        value = number(value, name, "a number or a tensor of one element")
+        dtype = compute_dtype(like.dtype)
+        return torch.full((), _within(value, name, dtype), dtype=dtype, device=like.device)
+    _dense(value, name)
     if value.dtype not in FLOATING:
         raise TypeError(f"{name} must have a floating dtype, got {describe(value)}")
     if value.numel() != 1:
@@ -77,18 +128,72 @@ def scalar(value: object, name: str, like: Tensor) -> Tensor:
     return (value if value.dim() == 0 else value.reshape(())).to(like.device)
 
 
-def positive(value: object, name: str) -> None:
-    """A number above zero; a tensor's value is its owner's business, since reading it would stall a GPU."""
-    if isinstance(value, (int, float)) and not value > 0:
-        raise ValueError(f"{name} must be greater than 0, got {value!r}")
+def _within(value: float, name: str, dtype: torch.dtype) -> float:
+    """A number that a dtype holds."""
+    if not abs(value) <= torch.finfo(dtype).max:
+        raise ValueError(f"{name} must be finite in {_name(dtype)}, got {value!r}")
+    return value
 
 
-def fraction(value: object, name: str) -> None:
+def number(value: object, name: str, what: str = "a number") -> float:
+    """A real number: Python's, NumPy's, or a NumPy array without dimensions; no bool."""
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Real)):
+        raise TypeError(f"{name} must be {what}, got {describe(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a number that a float holds, got {describe(value)}") from None
+
+
+def integer(value: object, name: str, least: int | None = None) -> int:
+    """An integer that 64 bits hold, Python's or NumPy's, of at least `least`; no bool."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    needs = "an integer" if least is None else f"an integer of at least {least}"
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
+        raise TypeError(f"{name} must be {needs}, got {describe(value)}")
+    found = int(value)
+    if not -(2**63) <= found < 2**63:
+        raise ValueError(f"{name} must be {needs} that 64 bits hold, got {describe(value)}")
+    if least is not None and found < least:
+        raise ValueError(f"{name} must be {needs}, got {found}")
+    return found
+
+
+def positive(value: object, name: str) -> float | Tensor:
+    """A number above zero, or a tensor, whose value is its owner's business: reading it would stall a GPU."""
+    return value if isinstance(value, Tensor) else positive_number(value, name, "a number or a tensor of one element")
+
+
+def positive_number(value: object, name: str, what: str = "a number", dtype: torch.dtype = torch.float64) -> float:
+    """A number above zero that a dtype holds."""
+    found = number(value, name, what)
+    if not found > 0:
+        raise ValueError(f"{name} must be greater than 0, got {found!r}")
+    return _within(found, name, dtype)
+
+
+def reciprocal(value: object, name: str, like: Tensor) -> Tensor:
+    """1 / `value`, a number above zero or a tensor of one element, as `scalar` has it."""
+    if isinstance(value, Tensor):
+        return 1 / scalar(value, name, like)
+    found, dtype = positive_number(value, name), compute_dtype(like.dtype)
+    least = 1 / torch.finfo(dtype).max
+    if found < least:
+        raise ValueError(f"{name} must be at least {least:.1g} for {_name(dtype)}, got {found!r}")
+    return 1 / scalar(found, name, like)
+
+
+def fraction(value: object, name: str) -> float:
     """A number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {describe(value)}")
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+    found = number(value, name)
+    if not 0 <= found <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {found!r}")
+    return found
 
 
 def vector(value: object, name: str, size: int, like: Tensor) -> Tensor:
@@ -108,6 +213,20 @@ def probabilities(value: object, name: str, size: int, like: Tensor) -> Tensor:
     if not (value >= 0).all() or not abs(total - 1) <= 1e-4:
         raise ValueError(f"{name} must be probabilities, at least 0 and with sum 1; got sum {total:.6g}")
     return value
+
+
+def labels(value: object, name: str, classes: int, ignored: int) -> Tensor:
+    """(N,) integers in [0, classes), or `ignored`."""
+    if not isinstance(value, Tensor) or value.is_nested or value.dim() != 1:
+        raise TypeError(f"{name} must be a tensor of shape (N,), got {describe(value)}")
+    return indices(value, name, len(value), classes, value, also=ignored)
+
+
+def weights(value: object, name: str) -> Tensor:
+    """(C,) numbers of a floating dtype."""
+    if not isinstance(value, Tensor) or value.is_nested or value.dim() != 1:
+        raise TypeError(f"{name} must be a tensor of shape (C,), got {describe(value)}")
+    return vector(value, name, len(value), value)
 
 
 def integers(value: object, name: str, size: int, like: Tensor) -> Tensor:
@@ -133,10 +252,11 @@ def indices(value: object, name: str, size: int, below: int, like: Tensor, also:
 
 
 def _of_shape(value: object, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or value.is_nested:
         raise TypeError(f"{name} must be a tensor of shape {shape}, got {describe(value)}")
     if tuple(value.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {describe(value)}")
+    _dense(value, name)
     if value.device != like.device:
         raise ValueError(f"{name} must be on {like.device}, got {describe(value)}")
     return value
@@ -147,26 +267,70 @@ def _has_no_values(value: Tensor) -> bool:
 
 
 def choice(value: object, name: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {shown(value)}")
 
 
-def limits(lo: float, hi: float) -> tuple[float, float]:
-    for value, name in ((lo, "lo"), (hi, "hi")):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number, got {describe(value)}")
-    if not lo <= hi:
+def flag(value: object, name: str) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {describe(value)}")
+    return bool(value)
+
+
+def mapping(value: object, name: str, what: str) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must map tasks to {what}, got {describe(value)}")
+
+
+def module(value: object, name: str) -> None:
+    if not isinstance(value, torch.nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module, got {describe(value)}")
+
+
+def floating_dtype(value: object, name: str) -> None:
+    if value not in FLOATING:
+        raise TypeError(f"{name} must be one of {', '.join(map(str, FLOATING))}; got {describe(value)}")
+
+
+def function(value: object, name: str) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be a module or a function, got {describe(value)}")
+
+
+def scores(value: object, kind: type, of_critic: bool = False) -> None:
+    """Of `kind`, which is PairwiseScores: an argument called `scores`, or what a critic returned."""
+    if isinstance(value, kind):
+        return
+    if of_critic:
+        raise TypeError(f"critic must return {kind.__name__}, got {describe(value)}")
+    raise TypeError(
+        f"scores must be {kind.__name__}, as a critic makes them of features: DotCritic()(x, y), or "
+        f"{kind.__name__}(x, y); got {describe(value)}"
+    )
+
+
+def limits(lo: float, hi: float, dtype: torch.dtype) -> tuple[float, float]:
+    """Of a clamp; each infinite, or a number that the dtype holds."""
+    least, most = number(lo, "lo"), number(hi, "hi")
+    for limit, name in ((least, "lo"), (most, "hi")):
+        if -math.inf < limit < math.inf:  # as torch.compile can trace it
+            _within(limit, name, dtype)
+    if not least <= most:
         raise ValueError(f"lo must be at most hi, got lo={lo!r} and hi={hi!r}")
-    return float(lo), float(hi)
+    return least, most
 
 
 def dimension(dim: object) -> str:
     """ "rows" for dim 1, "columns" for 0, "total" for (0, 1), in Problem's words."""
-    if isinstance(dim, (tuple, list)):
-        if sorted(dim) in ([0, 1], [-2, -1], [-1, 0], [-2, 1]):
-            return "total"
-    elif dim in (1, -1):
-        return "rows"
-    elif dim in (0, -2):
-        return "columns"
-    raise ValueError(f"dim must be 0, 1 or (0, 1), got {dim!r}")
+    several = isinstance(dim, (tuple, list))
+    axes = dim if isinstance(dim, (tuple, list)) else (dim,)
+    found = [
+        int(axis) % 2
+        for axis in axes
+        if isinstance(axis, (int, np.integer)) and not isinstance(axis, bool) and -2 <= axis < 2
+    ]
+    if several and len(axes) == 2 and sorted(found) == [0, 1]:
+        return "total"
+    if not several and found:
+        return "rows" if found == [1] else "columns"
+    raise ValueError(f"dim must be 0, 1 or (0, 1), got {shown(dim)}")
