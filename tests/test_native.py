@@ -6,6 +6,7 @@ import multiprocessing
 import shutil
 import subprocess
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,42 @@ def test_cross_entropies_under_a_checkpoint(reentrant):
     torch.utils.checkpoint.checkpoint(loss, x, y, use_reentrant=reentrant).backward()
     assert torch.equal(x.grad, want[0])
     assert torch.equal(y.grad, want[1])
+
+
+def test_a_checkpoint_frees_what_it_makes_anew():
+    x, made = torch.randn(70, 5, requires_grad=True), []
+
+    def loss(x):
+        z = x.tanh()
+        made.append(weakref.ref(z))
+        with sk.use_backend("native"):
+            return sk.clip_loss(z, z * 2, 3.0)
+
+    value = torch.utils.checkpoint.checkpoint(loss, x, use_reentrant=False)
+    assert made[0]() is None
+    assert torch.equal(*torch.autograd.grad(value, x), *torch.autograd.grad(loss(x), x))
+
+
+def test_cross_entropies_under_saved_tensor_hooks():
+    """All that waits for a backward passes through them, scores that are kept included."""
+    x, y = (torch.randn(70, 5, requires_grad=True) for _ in range(2))
+    sizes = []
+
+    def pack(tensor):
+        sizes.append(tensor.numel())
+        return tensor.tolist(), tensor.dtype, tensor.shape
+
+    def unpack(packed):
+        values, dtype, shape = packed
+        return torch.tensor(values, dtype=dtype).reshape(shape)
+
+    with sk.use_backend("native"):
+        want = torch.autograd.grad(sk.clip_loss(x, y, 3.0), (x, y))
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            loss = sk.clip_loss(x, y, 3.0)
+    assert max(sizes) >= 70 * 70
+    for got, gradient in zip(torch.autograd.grad(loss, (x, y)), want, strict=True):
+        assert torch.equal(got, gradient)
 
 
 def test_what_a_backward_needs_must_not_change_meanwhile():
