@@ -6,11 +6,13 @@ import multiprocessing
 import shutil
 import subprocess
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 import torch.utils.checkpoint
+import torch.utils.data
 from truth import (
     OPTIONS,
     POINTWISE,
@@ -167,6 +169,42 @@ def test_cross_entropies_under_a_checkpoint(reentrant):
     assert torch.equal(y.grad, want[1])
 
 
+def test_a_checkpoint_frees_what_it_makes_anew():
+    x, made = torch.randn(70, 5, requires_grad=True), []
+
+    def loss(x):
+        z = x.tanh()
+        made.append(weakref.ref(z))
+        with sk.use_backend("native"):
+            return sk.clip_loss(z, z * 2, 3.0)
+
+    value = torch.utils.checkpoint.checkpoint(loss, x, use_reentrant=False)
+    assert made[0]() is None
+    assert torch.equal(*torch.autograd.grad(value, x), *torch.autograd.grad(loss(x), x))
+
+
+def test_cross_entropies_under_saved_tensor_hooks():
+    """All that waits for a backward passes through them, scores that are kept included."""
+    x, y = (torch.randn(70, 5, requires_grad=True) for _ in range(2))
+    sizes = []
+
+    def pack(tensor):
+        sizes.append(tensor.numel())
+        return tensor.tolist(), tensor.dtype, tensor.shape
+
+    def unpack(packed):
+        values, dtype, shape = packed
+        return torch.tensor(values, dtype=dtype).reshape(shape)
+
+    with sk.use_backend("native"):
+        want = torch.autograd.grad(sk.clip_loss(x, y, 3.0), (x, y))
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            loss = sk.clip_loss(x, y, 3.0)
+    assert max(sizes) >= 70 * 70
+    for got, gradient in zip(torch.autograd.grad(loss, (x, y)), want, strict=True):
+        assert torch.equal(got, gradient)
+
+
 def test_what_a_backward_needs_must_not_change_meanwhile():
     x, y = (torch.randn(70, 5, requires_grad=True) for _ in range(2))
     z = x * 2
@@ -244,22 +282,48 @@ def test_several_python_threads_at_once():
         assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
 
 
-def _in_child(queue):
-    queue.put([t.tolist() for t in loss_and_gradients(1)])
+def _in_child(queue, threads):
+    queue.put([t.tolist() for t in loss_and_gradients(threads)])
 
 
-def test_after_a_fork():
-    """As in a DataLoader's worker: the parent's threads do not exist in the child."""
-    want = [t.tolist() for t in loss_and_gradients(1)]
+@pytest.mark.parametrize(("method", "threads"), [("fork", 1), ("spawn", 2)])
+def test_in_a_worker(method, threads):
+    """The parent's threads do not exist in a forked one, which therefore runs on one; a spawned one makes its own."""
+    want = [t.tolist() for t in loss_and_gradients(threads)]
     loss_and_gradients(2)
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context(method)
     queue = context.Queue()
-    child = context.Process(target=_in_child, args=(queue,))
+    child = context.Process(target=_in_child, args=(queue, threads))
     child.start()
-    got = queue.get(timeout=60)
-    child.join(timeout=60)
-    assert child.exitcode == 0
+    try:
+        got = queue.get(timeout=60)
+        child.join(timeout=60)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
     assert got == want
+
+
+class _Losses(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return torch.get_num_threads(), *loss_and_gradients(torch.get_num_threads())
+
+
+def test_in_a_data_loaders_worker():
+    """It sets PyTorch's threads to one by itself, which is what the kernels then run on."""
+    want = loss_and_gradients(1)
+    loss_and_gradients(2)
+    loader = torch.utils.data.DataLoader(
+        _Losses(), batch_size=None, num_workers=1, multiprocessing_context="fork", timeout=60
+    )
+    found = list(loader)
+    assert len(found) == 2
+    for threads, *got in found:
+        assert threads == 1
+        assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
 
 
 def test_pytorch_allocates_only_the_results():

@@ -54,6 +54,12 @@ def test_garbage(installed, contents):
     assert "native library" in installed.why_not()
 
 
+def test_names_that_are_no_text(installed):
+    contents = installed._LIBRARY.read_bytes()
+    installed._LIBRARY.write_bytes(contents.replace(b"GOMP_parallel", b"\xff" * len("GOMP_parallel")))
+    assert "damaged: its names are no text" in installed.why_not()
+
+
 def test_another_library(installed):
     compiler = shutil.which("c++")
     if compiler is None:

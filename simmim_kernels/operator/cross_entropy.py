@@ -5,6 +5,7 @@ holds nearly all, neither the value nor a gradient is then a difference of near 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,10 @@ class CrossEntropies(torch.autograd.Function):
     def forward(ctx, problem, backend, *differentiable):
         with without_autocast(problem.x.device):
             entropies, statistics = BACKENDS[backend].cross_entropies(problem, any(ctx.needs_input_grad))
-        ctx.problem, ctx.backend, ctx.count = problem, backend, len(statistics)
+        # Without its tensors, which held here would outlive a checkpoint or what hooks do with those that are saved.
+        bare: dict[str, Any] = {"x": None, "y": None, "row_bias": None, "col_bias": None, "parameters": []}
+        ctx.problem = problem.replace(**bare, positives=None, row_ids=None, col_ids=None)
+        ctx.backend, ctx.count = backend, len(statistics)
         ctx.save_for_backward(*statistics, problem.positives, problem.row_ids, problem.col_ids, *differentiable)
         return entropies
 

@@ -1,4 +1,10 @@
-"""Fused C++ kernels for CPUs (csrc/cpu), called through a plain C interface: tensors go in as pointers and strides."""
+"""Fused C++ kernels for CPUs (csrc/cpu), called through a plain C interface: tensors go in as pointers and strides.
+
+A call runs on `torch.get_num_threads()` threads and releases the GIL. Forked workers run it on one thread: a
+DataLoader's worker does so by itself, any other calls `torch.set_num_threads(1)` first. On several threads a forked
+worker hangs, here as in PyTorch's own operations, if its parent ever ran on several: GNU's OpenMP, which PyTorch has
+on Linux, waits for threads that a fork does not copy. Workers of the methods `spawn` and `forkserver` take any number.
+"""
 
 import ctypes
 

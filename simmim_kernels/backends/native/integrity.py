@@ -5,10 +5,11 @@ the package. The digest is of what the loader takes as it is: code, constants, i
 dynamic section, headers and debugging symbols are left out, since `strip` and what makes a library fit to travel
 (auditwheel, patchelf) rewrite these after the build.
 
-Caught: a file that ends early, whatever is missing; any other change of what the digest covers, 96% of the file and
-some part of each of its pages. Not caught here: a change elsewhere, which is the loader's to refuse; a change beside a
-library whose digest was lost or whose section headers were stripped, unless the file ends early. Formats other than
-64-bit ELF are not looked into: macOS's loader checks a file's length and its signature by itself.
+Caught: a file that ends early, wherever; any other change of what the digest covers, 99% of the bytes that are loaded
+and some of each page of these. Not caught here: a smaller change of the rest, names and dynamic section, most of which
+the loader or ctypes refuse (of 758 sectors of 512 bytes, zeroed in turn, one ended the process in the loader); any
+change but a lost end where the digest or the section headers are gone. Formats other than 64-bit ELF are not looked
+into: macOS's loader checks a file's length and its signature by itself.
 """
 
 import hashlib

@@ -76,6 +76,8 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         return None, f"the native library is damaged: {damage}: build it again"
     except OSError as error:
         return None, f"the native library cannot be loaded: {error}"
+    except UnicodeDecodeError as error:  # of the loader's message, which quotes the library's names
+        return None, f"the native library is damaged: its names are no text: {error.object!r}: build it again"
     except AttributeError as error:  # a symbol that ctypes does not find
         return None, f"the native library is another one: {error}"
     return found, None
