@@ -142,9 +142,24 @@ class Wheel(bdist_wheel):
         return tag if self.root_is_pure else ("py3", "none", tag[2])
 
 
-# The tests import the table of instruction sets.
+def long_description() -> str:
+    """The README for readers who meet it away from the repository: its links and images name the release's files."""
+    (source,) = re.findall(r'^Source = "(.*)"$', Path("pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    version = runpy.run_path("simmim_kernels/version.py")["__version__"]
+
+    def absolute(link: re.Match[str]) -> str:
+        kind = "raw" if link[0].endswith((".png", ".svg")) else "blob"
+        return f"{source}/{kind}/v{version}/{link[0]}"
+
+    # In Markdown what follows "](", unless it has a scheme or stays on the page.
+    return re.sub(r"(?<=\]\()(?!\w+:|#)[^)\s]+(?=\))", absolute, Path("README.md").read_text(encoding="utf-8"))
+
+
+# The tests import parts of this file.
 if __name__ == "__main__":
     setup(
+        long_description=long_description(),
+        long_description_content_type="text/markdown",
         ext_modules=[Extension(f"{PACKAGE}._native", [str(SOURCES / "dispatch.cpp"), str(SOURCES / "kernels.cpp")])],
         cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
     )
