@@ -32,10 +32,11 @@ BOUNDS = {
 
 
 class MutualInformation(nn.Module):
-    """A bound on I(X; Y) with a critic: forward(x (N, dx), y (M, dy), positives=None) -> scalar nats.
+    """A bound on I(X; Y) with a critic: forward(x (N, dx), y (M, dy), positives=None) -> (), in nats.
 
-    `bound` is a name of simmim_kernels.bounds; `params` go to it. The per-row parameters, log_baseline and u, may
-    be numbers, tensors, nn.Parameters or modules: log_baseline(x) and u(x, y), each to (N,) or (N, 1).
+    `critic` is a module whose forward(x, y, positives) gives PairwiseScores. `bound` is a name of
+    simmim_kernels.bounds; `params` go to it. The per-row parameters, log_baseline and u, may be numbers, tensors,
+    nn.Parameters or modules: log_baseline(x) and u(x, y), each to (N,) or (N, 1).
 
     bound="mine" keeps the running mean of the partition function, as its log, in the buffer `log_running_mean`:
     running mean = decay * running mean + (1 - decay) * batch mean, from training batches only, with
@@ -94,7 +95,10 @@ class MutualInformation(nn.Module):
 
     @torch.no_grad()
     def readouts(self, x: Tensor, y: Tensor, tau: float = 5.0) -> dict[str, Tensor]:
-        """What this critic reads as by several bounds, side by side: see bounds.readouts."""
+        """What this critic reads as by several bounds, side by side: x (N, dx), y (M, dy), () nats each.
+
+        See bounds.readouts; `tau` is that of its `smile`.
+        """
         return bounds.readouts(self.critic(x, y), tau)
 
     def extra_repr(self) -> str:
@@ -104,6 +108,8 @@ class MutualInformation(nn.Module):
 
 
 class SimMIMOutput(NamedTuple):
+    """What SimMIM returns."""
+
     loss: Tensor
     """() what to minimise: -mi."""
     mi: Tensor
@@ -111,7 +117,7 @@ class SimMIMOutput(NamedTuple):
     z1: Tensor
     """(N, k) the first view on the manifold."""
     z2: Tensor
-    """(N, k) the second."""
+    """(N, k) the second view on the manifold."""
 
 
 class SimMIM(nn.Module):
@@ -124,7 +130,10 @@ class SimMIM(nn.Module):
     `critic` is by default CosineCritic(temperature=0.1); `projector`, where given, stands between the encoder and
     the critic and is left out of `encode`; `params` go to the bound, as in MutualInformation.
 
-    forward(view1, view2) -> SimMIMOutput(loss, mi, z1, z2).
+    forward(view1, view2) -> SimMIMOutput(loss, mi, z1, z2): two views of the same N examples, as `encoder` takes them,
+    to points (N, k).
+
+    Raises ValueError for an unknown bound, and for parameters that the bound lacks or misses.
     """
 
     def __init__(
@@ -142,7 +151,7 @@ class SimMIM(nn.Module):
         self.information = MutualInformation(critic, bound, **params)
 
     def encode(self, x: Tensor) -> Tensor:
-        """(N, k) points on the manifold."""
+        """(N, k) points on the manifold, of x as the encoder takes it."""
         return self.encoder(x)
 
     def forward(self, view1: Tensor, view2: Tensor) -> SimMIMOutput:
