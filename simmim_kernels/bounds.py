@@ -1,9 +1,9 @@
 """Variational bounds on mutual information, in nats, as functions of PairwiseScores.
 
 Every bound is a few lines over the joint scores and O(N) statistics of the marginal ones, so that it runs on
-every backend and autograd gives its exact gradient. Conventions: rows are anchors, columns candidates; "off" is
-the set of marginal pairs, all but the joint ones; Poole et al. 2019 is arXiv:1905.06922. The last functions read
-the labels and the predictions of a classifier instead.
+every backend and autograd gives its exact gradient. Conventions: `scores` (N, M) have anchors for rows and candidates
+for columns; "off" is the set of marginal pairs, all but the joint ones; Poole et al. 2019 is arXiv:1905.06922, whose
+name for a bound is given as I_NAME. The last functions read the labels and the predictions of a classifier instead.
 
 All return a 0-dim tensor, float64 for float64 features and float32 otherwise, to be maximised (the lower
 bounds) or minimised (`leave_one_out` and `club` bound from above). They raise ValueError where the scores have
@@ -40,7 +40,7 @@ def _of_scores(bound: _Bound) -> _Bound:
 
 @_of_scores
 def infonce(scores: PairwiseScores, symmetric: bool = False) -> Tensor:
-    """mean(s_ii - logsumexp_j s_ij) + log M, at most log M (van den Oord et al. 2018; Poole et al. 2019, eq. 10).
+    """mean(s_ii - logsumexp_j s_ij) + log M, at most log M (van den Oord et al. 2018; I_NCE of Poole et al. 2019).
 
     symmetric=True averages over both directions, from one pass; it needs the positives to be a permutation,
     as the diagonal of a square matrix is. A value within 0.1 nat of log M is saturated: the information is
@@ -56,7 +56,10 @@ def infonce(scores: PairwiseScores, symmetric: bool = False) -> Tensor:
 
 @_of_scores
 def dv(scores: PairwiseScores) -> Tensor:
-    """mean s_ii - logmeanexp_off s (Donsker and Varadhan; Poole et al. 2019, sec. 2.1). Biased by the batch log."""
+    """mean s_ii - logmeanexp_off s (Donsker and Varadhan 1983; I_DV of Poole et al. 2019).
+
+    Biased by the log of the batch's own mean.
+    """
     return scores.joint.mean() - _marginal(scores, "dv").logmeanexp((0, 1))
 
 
@@ -64,9 +67,9 @@ def dv(scores: PairwiseScores) -> Tensor:
 def mine(scores: PairwiseScores, log_running_mean: Tensor | Callable[[Tensor], Tensor]) -> Tensor:
     """The value of `dv` with the gradient of MINE (Belghazi et al. 2018, sec. 3.2).
 
-    In the gradient a running mean of the partition function stands for the batch's own. It is given by its log,
-    or as a function from the log of the batch's partition function to that; MutualInformation(bound="mine")
-    keeps it.
+    In the gradient a running mean of the partition function stands for the batch's own. `log_running_mean` gives it by
+    its log (), or as a function from the log of the batch's partition function to that;
+    MutualInformation(bound="mine") keeps it.
     """
     joint, partition = scores.joint.mean(), _marginal(scores, "mine").logmeanexp((0, 1))
     if callable(log_running_mean):
@@ -78,7 +81,7 @@ def mine(scores: PairwiseScores, log_running_mean: Tensor | Callable[[Tensor], T
 
 @_of_scores
 def nwj(scores: PairwiseScores) -> Tensor:
-    """mean s_ii - mean_off e^(s - 1) (Nguyen, Wainwright and Jordan; Poole et al. 2019, eq. 5; MINE-f).
+    """mean s_ii - mean_off e^(s - 1) (Nguyen, Wainwright and Jordan 2010; I_NWJ of Poole et al. 2019; MINE-f).
 
     The optimal critic is 1 + log(p(x, y) / p(x)p(y)).
     """
@@ -89,7 +92,7 @@ def nwj(scores: PairwiseScores) -> Tensor:
 def tuba(scores: PairwiseScores, log_baseline: float | Tensor) -> Tensor:
     """1 + mean(s_ii - log a_i) - mean_off(e^s_ij / a_i) with log a = log_baseline, (N,) or one number.
 
-    Barber and Agakov, unnormalised (Poole et al. 2019, eq. 4). `nwj` is log a = 1.
+    Barber and Agakov, unnormalised and made tractable (I_TUBA of Poole et al. 2019). `nwj` is log a = 1.
     """
     marginal, joint = _marginal(scores, "tuba"), scores.joint
     log_baseline = _per_row(log_baseline, "log_baseline", joint)
@@ -99,7 +102,7 @@ def tuba(scores: PairwiseScores, log_baseline: float | Tensor) -> Tensor:
 
 @_of_scores
 def js(scores: PairwiseScores) -> Tensor:
-    """1 + mean s_ii - mean_off e^s, with the gradient of `js_divergence` (Poole et al. 2019, sec. 2.3).
+    """1 + mean s_ii - mean_off e^s, with the gradient of `js_divergence` (I_JS of Poole et al. 2019).
 
     The critic optimal for the Jensen-Shannon objective is log(p(x, y) / p(x)p(y)), so that it is read by tuba
     with log a = 0; read by nwj, it would give I - 1/e.
@@ -110,7 +113,7 @@ def js(scores: PairwiseScores) -> Tensor:
 
 @_of_scores
 def js_divergence(scores: PairwiseScores) -> Tensor:
-    """-mean softplus(-s_ii) - mean_off softplus(s): the objective of Deep InfoMax (Hjelm et al. 2019, eq. 4).
+    """-mean softplus(-s_ii) - mean_off softplus(s): the objective of Deep InfoMax (Hjelm et al. 2019).
 
     Not nats of mutual information: a Jensen-Shannon divergence, shifted and scaled, at most 0.
     """
@@ -123,7 +126,7 @@ def js_divergence(scores: PairwiseScores) -> Tensor:
 def smile(scores: PairwiseScores, tau: float = 5.0) -> Tensor:
     """mean s_ii - logmeanexp_off clamp(s, -tau, tau), with the gradient of `js_divergence`.
 
-    Song and Ermon 2020 (arXiv:1910.06222), eq. 15. Neither an upper nor a lower bound for finite tau.
+    Song and Ermon 2020 (arXiv:1910.06222). tau > 0, in nats. Neither an upper nor a lower bound for finite tau.
     """
     tau = validation.positive_number(tau, "tau", dtype=scores.dtype)
     value = scores.joint.mean() - _marginal(scores, "smile").clamp(-tau, tau).logmeanexp((0, 1))
@@ -132,14 +135,15 @@ def smile(scores: PairwiseScores, tau: float = 5.0) -> Tensor:
 
 @_of_scores
 def interpolated(scores: PairwiseScores, alpha: float, log_baseline: float | Tensor) -> Tensor:
-    """I_alpha, between `infonce` (alpha 1) and `tuba` (alpha 0): Poole et al. 2019, sec. 2.4, leave-one-out form.
+    """I_alpha, between `infonce` (alpha 1) and `tuba` (alpha 0): Poole et al. 2019, in its leave-one-out form.
 
         1 + mean_off(s_ii - log B_ij) - mean_off(e^s_ij / B_ii)
         B_ij = alpha mean_{k != j} e^s_ik + (1 - alpha) e^log_baseline_i
 
-    In log space throughout, in two passes. A column that holds all but 1e-7 (float32) of what its row sums, and is
-    not the row's joint pair, cannot be told from 1: alpha near 1 with such scores gives inf. Raises ValueError for
-    clamped scores, where log B_ij is not a pointwise function of a score and a row bias.
+    with `log_baseline` (N,) or one number. In log space throughout, in two passes. A column that holds all but 1e-7
+    (float32) of what its row sums, and is not the row's joint pair, cannot be told from 1: alpha near 1 with such
+    scores gives inf. Raises ValueError for clamped scores, where log B_ij is not a pointwise function of a score and a
+    row bias.
     """
     alpha = validation.fraction(alpha, "alpha")
     if alpha == 0:
@@ -173,19 +177,19 @@ def flo(scores: PairwiseScores, u: float | Tensor) -> Tensor:
 
 @_of_scores
 def leave_one_out(scores: PairwiseScores) -> Tensor:
-    """mean(s_ii - logmeanexp_{j != i} s_ij): an upper bound where s = log p(y | x) (Poole et al. 2019, eq. 14)."""
+    """mean(s_ii - logmeanexp_{j != i} s_ij): an upper bound where s = log p(y | x) (Poole et al. 2019)."""
     return (scores.joint - _marginal(scores, "leave_one_out").logmeanexp(1)).mean()
 
 
 @_of_scores
 def club(scores: PairwiseScores) -> Tensor:
-    """mean s_ii - mean_ij s_ij over all pairs: an upper bound where s = log p(y | x) (Cheng et al. 2020, eq. 9)."""
+    """mean s_ii - mean_ij s_ij over all pairs: an upper bound where s = log p(y | x) (Cheng et al. 2020)."""
     return scores.joint.mean() - scores.sum((0, 1), fn="identity") / _count(scores)
 
 
 @_of_scores
 def barber_agakov(scores: PairwiseScores, prior: Tensor | None = None) -> Tensor:
-    """H(Y) + mean log q(y_i | x_i), q the softmax of a row: Barber and Agakov 2003; Poole et al. 2019, eq. 2.
+    """H(Y) + mean log q(y_i | x_i), q the softmax of a row: Barber and Agakov 2003; I_BA of Poole et al. 2019.
 
     The columns are all values that Y can take, as the rows of a classifier's weight matrix are, and `positives` the
     labels: the value is the entropy of the classes less the cross entropy of their predictions. H(Y) is that of
@@ -206,7 +210,7 @@ def readouts(scores: PairwiseScores, tau: float = 5.0) -> dict[str, Tensor]:
 
     "plug_in" is mean s_ii, the information itself where s = log(p(x, y) / p(x)p(y)); "ceiling" is log M, which
     `infonce` cannot exceed. `nwj` expects 1 + log ratio, `js` and `smile` the log ratio: side by side they show
-    how far a critic is from either.
+    how far a critic is from either. All are (); tau is that of `smile`.
     """
     tau = validation.positive_number(tau, "tau", dtype=scores.dtype)
     with torch.no_grad():
@@ -230,10 +234,10 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 
 def label_entropy(target: Tensor, classes: int, ignore_index: int = -100, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The entropy () of the frequencies of labels (N,), in nats: integers in [0, classes), or ignore_index.
+    """The entropy () of the frequencies of labels `target` (N,), in nats: integers in [0, classes), or ignore_index.
 
     The plug-in estimate, low by about (classes - 1) / 2N (Miller 1955) and never above log N. 0 where every label
-    is ignored.
+    is ignored. `dtype` is that of the result.
     """
     classes = validation.integer(classes, "classes", 1)
     ignore_index = validation.integer(ignore_index, "ignore_index")
@@ -257,7 +261,7 @@ def conditional_entropy(logits: Tensor) -> Tensor:
 def prediction_information(logits: Tensor) -> Tensor:
     """H(mean_i p_i) - mean_i H(p_i), in nats: what a classifier's answers tell of its inputs, without any label.
 
-    Bridle et al. 1991 ("Unsupervised classifiers, mutual information and phantom targets"), eq. 3; the objective of
+    Bridle et al. 1991 ("Unsupervised classifiers, mutual information and phantom targets"); the objective of
     RIM without its penalty (Krause et al. 2010). p is the softmax of each row of the logits (N, C), whose
     classes may be ruled out by -inf. Between 0 and log min(N, C): the information of the classifier's own joint
     distribution over these N inputs, which bounds that of no true label.

@@ -1,6 +1,10 @@
 """Critics: modules that score every pair of x (N, dx) and y (M, dy), as PairwiseScores.
 
-All but MLPCritic are affine in an inner product of features, so that one kernel family serves them.
+forward(x, y, positives=None) gives the scores; `positives` (N,) int64 is the column of each row's joint pair, by
+default the diagonal. All but MLPCritic are affine in an inner product of features, so that one kernel family serves
+them.
+
+All raise TypeError or ValueError naming the argument, what it got and what it needs.
 """
 
 import itertools
@@ -16,7 +20,10 @@ from .scores import PairwiseScores, autocast
 
 
 class DotCritic(nn.Module):
-    """s_ij = scale <x_i, y_j>. `scale` is a number, or a tensor of one element that may require grad."""
+    """s_ij = scale <x_i, y_j> of x (N, d), y (M, d).
+
+    `scale` is a number, or a tensor of one element that may require grad.
+    """
 
     def __init__(self, scale: float | Tensor = 1.0):
         super().__init__()
@@ -30,7 +37,7 @@ class DotCritic(nn.Module):
 
 
 class CosineCritic(nn.Module):
-    """s_ij = cos(x_i, y_j) / temperature, as SimCLR and CLIP score pairs.
+    """s_ij = cos(x_i, y_j) / temperature, as SimCLR and CLIP score pairs; x (N, d), y (M, d), temperature > 0.
 
     With learnable=True the parameter is log_temperature, so that the temperature stays positive.
     """
@@ -55,7 +62,10 @@ class CosineCritic(nn.Module):
 
 
 class BilinearCritic(nn.Module):
-    """s_ij = x_i^T W y_j with W = `weight` (dim_x, dim_y), as in CPC (van den Oord et al. 2018, eq. 3)."""
+    """s_ij = x_i^T W y_j with W = `weight` (dim_x, dim_y), as in CPC (van den Oord et al. 2018, eq. 3).
+
+    x (N, dim_x), y (M, dim_y).
+    """
 
     def __init__(self, dim_x: int, dim_y: int):
         super().__init__()
@@ -76,7 +86,7 @@ class BilinearCritic(nn.Module):
 class GaussianCritic(nn.Module):
     """s_ij = -|x_i - y_j|^2 / (2 bandwidth^2), an inner product with a row bias and a column bias.
 
-    With learnable=True the parameter is log_bandwidth.
+    x (N, d), y (M, d), bandwidth > 0. With learnable=True the parameter is log_bandwidth.
     """
 
     def __init__(self, bandwidth: float = 1.0, learnable: bool = False):
@@ -108,7 +118,10 @@ class GaussianCritic(nn.Module):
 
 
 class SeparableCritic(nn.Module):
-    """critic(g(x), h(y)): two towers, of whatever input, and a critic of their features."""
+    """critic(g(x), h(y)): two towers, of whatever input, and a critic of their features (N, d) and (M, d).
+
+    `critic` is by default DotCritic().
+    """
 
     def __init__(self, g: nn.Module, h: nn.Module, critic: nn.Module | None = None):
         super().__init__()
@@ -123,8 +136,9 @@ class SeparableCritic(nn.Module):
 class MLPCritic(nn.Module):
     """s_ij = w . MLP([x_i, y_j]) + b: the concatenated critic, a ReLU network run on every pair.
 
-    `layers` counts hidden layers of width `hidden`. The first is split into its x and y halves, so that only the
-    later ones are run on N x M pairs; statistics recompute them tile by tile, in O((N + M) hidden) memory.
+    x (N, dim_x), y (M, dim_y). `layers` counts hidden layers of width `hidden`. The first is split into its x and y
+    halves, so that only the later ones are run on N x M pairs; statistics recompute them tile by tile, in O((N + M)
+    hidden) memory.
     """
 
     def __init__(self, dim_x: int, dim_y: int, hidden: int = 256, layers: int = 2):
@@ -149,7 +163,7 @@ class MLPCritic(nn.Module):
         return PairwiseScores.of_mlp(half_x, half_y, parameters, positives)
 
     def pair_scores(self, x: Tensor, y: Tensor) -> Tensor:
-        """(N,) scores of the row-wise pairs (x_i, y_i), by the network as it stands."""
+        """(N,) scores of the pairs (x_i, y_i) of x (N, dim_x) and y (N, dim_y), by the network as it stands."""
         x, y = self._check(x, y, same_length=True)
         hidden = torch.cat([x, y], dim=1)
         for layer in self.hidden_layers:

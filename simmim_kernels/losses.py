@@ -1,9 +1,9 @@
 """Losses that people already train with, as thin layers on PairwiseScores.
 
 Each is a function and a Module of the same name: options in the Module's constructor, tensors in its forward.
-Features have shape (N, d) and dtype float64, float32, bfloat16 or float16; losses come in float64 for float64
-features and in float32 for all others. `reduction` is "mean", "sum" or "none" (one value per anchor).
-Temperatures, scales and biases may be tensors that require grad.
+Features have shape (N, d) and dtype float64, float32, bfloat16 or float16; losses are in nats, and come in float64 for
+float64 features and in float32 for all others. `reduction` is "mean" or "sum", to (), or "none", to (N,): one value per
+anchor. `temperature`, `logit_scale` and `logit_bias` are numbers, or tensors of one element that may require grad.
 
 All raise TypeError or ValueError naming the argument, what it got and what it needs.
 """
@@ -56,6 +56,7 @@ def clip_loss(
     """CLIP's loss (Radford et al. 2021), as open_clip's ClipLoss: features are taken as they are, normalise first.
 
     Mean of the cross entropies of logit_scale <image_i, text_j> over rows and over columns, from one pass.
+    image_features, text_features: (N, d), one pair a row; logit_scale is 1 / temperature.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     names = ("image_features", "text_features")
@@ -73,6 +74,7 @@ def siglip_loss(
 ) -> Tensor:
     """SigLIP's loss (Zhai et al. 2023, alg. 1), as open_clip's SigLipLoss: features are taken as they are.
 
+    image_features, text_features: (N, d), one pair a row. The loss is
     -log sigmoid(z_ij (logit_scale <image_i, text_j> + logit_bias)), z = 1 for the joint pairs and -1 for all
     others, summed over all pairs and divided by N ("mean"), summed ("sum"), or summed over each row ("none").
     """
@@ -94,8 +96,8 @@ def siglip_loss(
 def nt_xent_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.5, reduction: str = "mean") -> Tensor:
     """NT-Xent (Chen et al. 2020, SimCLR, eq. 1), as lightly's NTXentLoss.
 
-    Each of the 2N views is an anchor, its other view the positive, all views but itself the candidates; the
-    values of reduction="none" are those of z1's rows, then of z2's.
+    z1, z2: (N, d), two views of an example a row. Each of the 2N views is an anchor, its other view the positive, all
+    views but itself the candidates; the values of reduction="none" (2N,) are those of z1's rows, then of z2's.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     validation.positive(temperature, "temperature")
@@ -135,7 +137,7 @@ def dcl_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.1, reductio
     """Decoupled contrastive loss (Yeh et al. 2022, eq. 6), as lightly 1.6's DCLLoss.
 
     NT-Xent without the positive pair in the denominator: -s_ii + the log-sum-exp over the other rows of both views,
-    averaged over the two views as anchors. z1, z2: (N, d) with N >= 2.
+    averaged over the two views as anchors. z1, z2: (N, d), two views of an example a row, with N >= 2.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     validation.positive(temperature, "temperature")
@@ -258,7 +260,7 @@ class _Loss(nn.Module):
 
 
 class InfoNCELoss(_Loss):
-    __doc__ = info_nce_loss.__doc__
+    """`info_nce_loss` as a Module: forward(query (N, d), positive_key (N, d), negative_keys (M, d) or None)."""
 
     def __init__(self, temperature: float | Tensor = 0.1, reduction: str = "mean", symmetric: bool = False):
         super().__init__(temperature=temperature, reduction=reduction, symmetric=symmetric)
@@ -268,7 +270,7 @@ class InfoNCELoss(_Loss):
 
 
 class ClipLoss(_Loss):
-    __doc__ = clip_loss.__doc__
+    """`clip_loss` as a Module: forward(image_features (N, d), text_features (N, d), logit_scale)."""
 
     def __init__(self, reduction: str = "mean"):
         super().__init__(reduction=reduction)
@@ -278,7 +280,7 @@ class ClipLoss(_Loss):
 
 
 class SigLipLoss(_Loss):
-    __doc__ = siglip_loss.__doc__
+    """`siglip_loss` as a Module: forward(image_features (N, d), text_features (N, d), logit_scale, logit_bias=None)."""
 
     def __init__(self, reduction: str = "mean"):
         super().__init__(reduction=reduction)
@@ -294,7 +296,7 @@ class SigLipLoss(_Loss):
 
 
 class NTXentLoss(_Loss):
-    __doc__ = nt_xent_loss.__doc__
+    """`nt_xent_loss` as a Module: forward(z1 (N, d), z2 (N, d))."""
 
     def __init__(self, temperature: float | Tensor = 0.5, reduction: str = "mean"):
         super().__init__(temperature=temperature, reduction=reduction)
@@ -304,7 +306,7 @@ class NTXentLoss(_Loss):
 
 
 class SupConLoss(_Loss):
-    __doc__ = supcon_loss.__doc__
+    """`supcon_loss` as a Module: forward(features (N, d), labels (N,))."""
 
     def __init__(self, temperature: float | Tensor = 0.07, reduction: str = "mean"):
         super().__init__(temperature=temperature, reduction=reduction)
@@ -314,7 +316,7 @@ class SupConLoss(_Loss):
 
 
 class DCLLoss(_Loss):
-    __doc__ = dcl_loss.__doc__
+    """`dcl_loss` as a Module: forward(z1 (N, d), z2 (N, d))."""
 
     def __init__(self, temperature: float | Tensor = 0.1, reduction: str = "mean"):
         super().__init__(temperature=temperature, reduction=reduction)
@@ -324,7 +326,10 @@ class DCLLoss(_Loss):
 
 
 class LinearCrossEntropyLoss(_Loss):
-    __doc__ = linear_cross_entropy.__doc__
+    """`linear_cross_entropy` as a Module: forward(x (N, d), weight (C, d), target (N,), bias (C,) or None).
+
+    ignore_index, class_weight (C,) and label_smoothing are what the function takes; class_weight becomes a buffer.
+    """
 
     class_weight: Tensor | None
 

@@ -34,7 +34,7 @@ BOUNDS = {
 
 
 class MutualInformation(nn.Module):
-    """A bound on I(X; Y) with a critic: forward(x (N, dx), y (M, dy), positives=None) -> scalar nats.
+    """A bound on I(X; Y) with a critic: forward(x (N, dx), y (M, dy), positives=None) -> (), in nats.
 
     `critic` is a module or a function from (x, y), and from (x, y, positives) where positives are given, to
     PairwiseScores. `bound` is a name of simmim_kernels.bounds, or a function or module of your own from
@@ -135,7 +135,10 @@ class MutualInformation(nn.Module):
 
     @torch.no_grad()
     def readouts(self, x: Tensor, y: Tensor, tau: float = 5.0) -> dict[str, Tensor]:
-        """What this critic reads as by several bounds, side by side: see bounds.readouts."""
+        """What this critic reads as by several bounds, side by side: x (N, dx), y (M, dy), () nats each.
+
+        See bounds.readouts; `tau` is that of its `smile`.
+        """
         return bounds.readouts(self._scores(x, y), tau)
 
     def extra_repr(self) -> str:
@@ -149,6 +152,8 @@ def _name(function: Callable) -> str:
 
 
 class SimMIMOutput(NamedTuple):
+    """What SimMIM returns."""
+
     loss: Tensor
     """() what to minimise: -mi."""
     mi: Tensor
@@ -156,7 +161,7 @@ class SimMIMOutput(NamedTuple):
     z1: Tensor
     """(N, k) the first view on the manifold."""
     z2: Tensor
-    """(N, k) the second."""
+    """(N, k) the second view on the manifold."""
 
 
 class SimMIM(nn.Module):
@@ -169,7 +174,10 @@ class SimMIM(nn.Module):
     `critic` is by default CosineCritic(temperature=0.1); `projector`, where given, stands between the encoder and
     the critic and is left out of `encode`; `params` go to the bound, as in MutualInformation.
 
-    forward(view1, view2) -> SimMIMOutput(loss, mi, z1, z2).
+    forward(view1, view2) -> SimMIMOutput(loss, mi, z1, z2): two views of the same N examples, as `encoder` takes them,
+    to points (N, k).
+
+    Raises ValueError for an unknown bound, and for parameters that the bound lacks or misses.
     """
 
     def __init__(
@@ -188,7 +196,7 @@ class SimMIM(nn.Module):
         self.information = MutualInformation(critic, bound, **params)
 
     def encode(self, x: Tensor) -> Tensor:
-        """(N, k) points on the manifold."""
+        """(N, k) points on the manifold, of x as the encoder takes it."""
         return self.encoder(x)
 
     def forward(self, view1: Tensor, view2: Tensor) -> SimMIMOutput:

@@ -17,6 +17,8 @@ IGNORED = -100
 
 
 class MultiTaskOutput(NamedTuple):
+    """What MultiTaskSimMIM returns."""
+
     loss: Tensor
     """() what to minimise."""
     information: dict[str, Tensor]
@@ -55,7 +57,7 @@ class MultiTaskSimMIM(nn.Module):
     A head that is an nn.Linear never makes its logits for labelled rows: see linear_cross_entropy.
 
     `weights` are numbers of at least 0, 1 for the tasks that they leave out: loss = -sum_t w_t I_t. With
-    weights="uncertainty" they are learned (Kendall, Gal and Cipolla 2018, arXiv:1705.07115, eq. 10):
+    weights="uncertainty" they are learned (Kendall, Gal and Cipolla 2018, arXiv:1705.07115):
 
         loss = sum_t exp(-2 log_sigma_t) L_t + log_sigma_t
 

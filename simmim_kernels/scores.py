@@ -24,10 +24,15 @@ Dim = int | tuple[int, int]
 class PairwiseScores:
     """Scores s_ij = clamp(scale <x_i, y_j> + row_bias_i + col_bias_j, lo, hi), minus excluded pairs.
 
-    Rows are the anchors x (N, d), columns the candidates y (M, d). `positives` (N,) int64 is the column of each
-    row's joint pair, by default the diagonal, which needs M >= N wherever a joint pair is asked for. All
+    Rows are the anchors x (N, d), columns the candidates y (M, d), in float64, float32, bfloat16 or float16. `scale`
+    is a number or a tensor of one element, `row_bias` has shape (N,), `col_bias` (M,). `positives` (N,) int64 is the
+    column of each row's joint pair, by default the diagonal, which needs M >= N wherever a joint pair is asked for. All
     statistics are differentiable in x, y, scale and both biases, never hold the matrix of scores, and come in
     float64 for float64 operands and in float32 for all others.
+
+    Of a statistic, `dim` is what it sums over: 1 the columns, giving (N,), 0 the rows, giving (M,), (0, 1) both, giving
+    (). `backend` is a name of `backends()`, or None for the choice of `use_backend`, of the environment, or of the
+    first that can run it; one that is named and cannot raises RuntimeError, with the reason.
 
     Raises TypeError or ValueError for operands of unequal width, dtype or device, and for empty ones.
     """
@@ -49,7 +54,12 @@ class PairwiseScores:
     def of_mlp(
         cls, x: Tensor, y: Tensor, parameters: Sequence[Tensor], positives: Tensor | None = None
     ) -> "PairwiseScores":
-        """Scores of a network on concatenated operands, from its first layer's two halves; see ConcatenatedMLP."""
+        """Scores of a ReLU network on concatenated operands, from its first layer's two halves.
+
+        x (N, H) and y (M, H) are what that layer makes of the two, whose sum is its pre-activation; `parameters` are
+        the weights and biases of the later layers as torch.nn.Linear holds them, the last of one output. `positives` as
+        above. MLPCritic makes all of it (problem/forms.py, ConcatenatedMLP, says more).
+        """
         scores = cls.__new__(cls)
         x, y = validation.operands(x, y, ("x", "y"))
         scores._adopt(Problem(x, y, list(parameters), form="concatenated_mlp"), None, None, positives)
@@ -76,7 +86,7 @@ class PairwiseScores:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(N, M)"""
+        """(N, M), how many anchors and candidates."""
         return self._problem.shape
 
     @property
@@ -93,14 +103,14 @@ class PairwiseScores:
 
     @property
     def joint(self) -> Tensor:
-        """(N,) scores of the joint pairs, clamped as the others are. Raises ValueError where a row has none."""
+        """(N,) scores of the joint pairs, in nats, clamped as all are. Raises ValueError where a row has none."""
         self._need_positives()
         with without_autocast(self._problem.x.device):
             return joint_scores(self._problem)
 
     @property
     def marginal(self) -> "PairwiseScores":
-        """The same scores without the joint pairs. Raises ValueError where a row has none."""
+        """The same scores (N, M) without the joint pairs. Raises ValueError where a row has none."""
         self._need_positives()
         return self._with(joint="left_out")
 
@@ -115,8 +125,12 @@ class PairwiseScores:
     def exclude(self, row_ids: Tensor, col_ids: Tensor, keep_joint: bool = False) -> "PairwiseScores":
         """Leaves pair (i, j) out of every statistic where row_ids[i] == col_ids[j], joint pairs included.
 
-        With keep_joint=True joint pairs stay in whatever the ids say, as the removal of false negatives wants;
-        this then holds for all exclusions of the scores. Exclusions add up, six at most.
+        row_ids (N,) and col_ids (M,) are integers, of which only equality counts. With keep_joint=True joint pairs stay
+        in whatever the ids say, as the removal of false negatives wants; this then holds for all exclusions of the
+        scores. Exclusions add up, six at most.
+
+        Raises ValueError for a seventh, for ids of another length, and where one exclusion keeps joint pairs and
+        another does not.
         """
         p, (n, m) = self._problem, self.shape
         keep_joint = validation.flag(keep_joint, "keep_joint")
@@ -135,7 +149,7 @@ class PairwiseScores:
         return self._with(row_ids=row_ids, col_ids=col_ids, joint=joint)
 
     def clamp(self, lo: float, hi: float) -> "PairwiseScores":
-        """Scores limited to [lo, hi] (nats); the gradient is zero outside."""
+        """The same scores (N, M) limited to [lo, hi], numbers in nats; the gradient is zero outside."""
         lo, hi = validation.limits(lo, hi, self.dtype)
         p = self._problem
         # clamp(clamp(s, a, b), c, d), as one clamp.
@@ -153,7 +167,7 @@ class PairwiseScores:
         return statistic(self._problem.replace(fn=fn, dims=dims), backend)[:2]
 
     def logsumexp(self, dim: Dim, backend: str | None = None) -> Tensor:
-        """log sum exp over columns (dim 1, (N,)), rows (dim 0, (M,)) or all pairs (dim (0, 1), ()), in nats.
+        """log sum exp over columns (dim 1, to (N,)), rows (dim 0, to (M,)) or all pairs (dim (0, 1), to ()), in nats.
 
         An entry that sums no pair is -inf, with zero gradient.
         """
@@ -164,11 +178,11 @@ class PairwiseScores:
         return _logsumexp(rows) if dims == "total" else rows
 
     def logsumexps(self, backend: str | None = None) -> tuple[Tensor, Tensor]:
-        """logsumexp(1) and logsumexp(0) from one pass over the scores."""
+        """logsumexp(1) (N,) and logsumexp(0) (M,), in nats, from one pass over the scores."""
         return self._statistic("logsumexp", "both", backend)
 
     def logmeanexp(self, dim: Dim, backend: str | None = None) -> Tensor:
-        """logsumexp(dim) - log count(dim), in nats; -inf where there is no pair."""
+        """logsumexp(dim) - log count(dim), in nats, of its shape; -inf where there is no pair."""
         count = self._known_count(dim)
         total = self.logsumexp(dim, backend)
         if count is None:
@@ -187,7 +201,7 @@ class PairwiseScores:
         return self._cross_entropies(dims, backend).squeeze(0)
 
     def cross_entropies(self, backend: str | None = None) -> tuple[Tensor, Tensor]:
-        """cross_entropy(1) and cross_entropy(0) from one pass over the scores."""
+        """cross_entropy(1) and cross_entropy(0), (N,) each, in nats, from one pass over the scores."""
         rows, columns = self._cross_entropies("both", backend)
         return rows, columns
 
@@ -197,9 +211,10 @@ class PairwiseScores:
         return cross_entropies(self._problem, dims, backend)
 
     def sum(self, dim: Dim, fn: str = "softplus", backend: str | None = None) -> Tensor:
-        """Sum of a pointwise function of the scores: softplus, square, log1mexp or identity.
+        """Sum of a pointwise function of the scores, to (N,), (M,) or (): softplus, square, log1mexp or identity.
 
-        Over all pairs (dim (0, 1)) its gradients, where any are wanted, are made along with the value.
+        `fn` names it. log1mexp is log(1 - e^s), of scores below 0. Over all pairs (dim (0, 1)) its gradients, where any
+        are wanted, are made along with the value.
         """
         validation.choice(fn, "fn", list(POINTWISE))
         dims = validation.dimension(dim)

@@ -23,11 +23,14 @@ class Progress:
     """Where training stands, at each look at the validation rows."""
 
     fold: int
+    """From 0."""
     folds: int
     stage: str
+    """"linear", then "full"; critic="mlp" has the second alone."""
     step: int
     max_steps: int
     validation_infonce: float
+    """In nats, on the validation rows."""
 
 
 def estimate(
@@ -70,6 +73,9 @@ def estimate(
     the folds. It does not cover the distance from the bound to I, by which a critic that has learnt too little
     falls short, nor another draw of the training rows. Few pairs, or many nats, make it too narrow for `nwj`, `js`
     and `dv`, whose e^s are then skewed.
+
+    `batch_size` pairs make a training step, by default 512, or 128 for critic="mlp"; `device` is where critics are
+    trained and read; `progress` is called with a Progress at each look at the validation rows.
 
     The same arguments give the same numbers on one machine with one number of threads; the global generators
     of random numbers are neither used nor moved.

@@ -30,10 +30,12 @@ class BoundEstimate:
     value: float
     """Mean over the folds."""
     standard_error: float
+    """Of the value, over the held-out pairs."""
     low: float
     high: float
     """The ends of the 95% interval; `estimate` says what it covers."""
     per_fold: tuple[float, ...]
+    """The value of each fold."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,15 @@ class MutualInformationEstimate:
     ceiling: float
     """log of a fold's test rows (mean over folds), which `infonce` cannot exceed."""
     rows: int
+    """Pairs, N."""
     columns: tuple[int, int]
+    """Of x and of y, as they were given."""
     folds: tuple[Fold, ...]
+    """One a critic."""
     settings: dict[str, Any]
+    """The arguments of `estimate`, defaults filled in."""
     warnings: tuple[str, ...]
+    """What to beware of, a sentence each; empty where nothing is."""
 
     @property
     def nats(self) -> float:
