@@ -14,6 +14,8 @@ from ...problem import Problem
 
 # The form that Triton kernels exist for. The concatenated MLP's pairwise network runs on `tiled`.
 _FORM = "inner_product"
+# What pointwise.py here has device code for.
+_FUNCTIONS = ("logsumexp", "identity", "softplus", "square", "log1mexp")
 
 
 # torch.compile does not look into what asks the machine, but takes the answers for constants.
@@ -38,6 +40,8 @@ def not_by_default() -> str | None:
 def supports(problem: Problem) -> str | None:
     if problem.form != _FORM:
         return f"the form {problem.form!r} has no Triton kernel"
+    if problem.fn not in _FUNCTIONS:
+        return f"the function {problem.fn!r} has no Triton kernel"
     if problem.x.dtype == torch.float64:
         return "float64 operands have no Triton kernel"
     return _cannot_run_on(problem.x.device)
