@@ -100,9 +100,10 @@ def test_snippets_that_need_other_packages(page, k, monkeypatch, tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_names_exist(page):
     text = page.read_text()
-    for name in set(re.findall(r"\bsk\.bounds\.(\w+)", text)):
+    added = set(re.findall(r"^\+(?:def|class) (\w+)", text, re.M))  # by the page's own patches
+    for name in set(re.findall(r"\bsk\.bounds\.(\w+)", text)) - added:
         assert hasattr(sk.bounds, name), name
-    for name in set(re.findall(r"\bsk\.(\w+)", text)):
+    for name in set(re.findall(r"\bsk\.(\w+)", text)) - added:
         assert hasattr(sk, name), name
 
 

@@ -1,5 +1,6 @@
 """The examples run as a newcomer runs them, in a shorter setting, and reach what they are there to show."""
 
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,9 @@ ROOT = Path(__file__).parent.parent
 
 def printed(name: str, *options: str) -> str:
     command = [sys.executable, ROOT / "examples" / name, *options]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+    # One thread, as the tests' own workers have: theirs and the example's would wait for each other.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300).stdout
 
 
 def test_two_towers():
