@@ -87,6 +87,17 @@ def test_several_panels(n, m, d, dtype, instruction_set, threads):
     check_statistic(sk, Case(n, m, d, dtype, joint="left_out" if m >= n else "counted"), "softplus", (0, 1), "native")
 
 
+@pytest.mark.parametrize("joint", ["left_out", "kept"])
+@pytest.mark.parametrize("fn", ["logsumexp", "softplus"])
+def test_joint_pairs_at_the_edges_of_panels(fn, joint, instruction_set, threads):
+    """Of 960 columns each. Every joint pair is one that the ids leave out."""
+    case = Case(7, 1921, 5, positives=True, ids=1, joint=joint)
+    case.column = torch.tensor([0, 959, 960, 1919, 1920, 1, 961])
+    case.col_ids[0, case.column] = case.row_ids[0]
+    for dim in (0, 1):
+        check_statistic(sk, case, fn, dim, "native")
+
+
 ENTROPIES = {
     "plain": {},
     "biases": {"biases": True},
@@ -220,6 +231,16 @@ def test_what_a_backward_needs_must_not_change_meanwhile():
 @pytest.mark.parametrize("columns_differ", [False, True])
 def test_rows_and_columns_of_very_different_size(spread, columns_differ, dtype, instruction_set):
     check_spread(sk, spread, columns_differ, dtype, "native")
+
+
+def test_panels_and_strips_of_very_different_size(instruction_set):
+    """One reference serves within a panel and within a strip, but not for their neighbours."""
+    case = Case(200, 1000, 5, biases=True)
+    with torch.no_grad():
+        case.tensors["row_bias"][96:] += 1000
+        case.tensors["col_bias"][960:] -= 1000
+    for dim in (0, 1):
+        check_statistic(sk, case, "logsumexp", dim, "native")
 
 
 @pytest.mark.parametrize("fn", list(POINTWISE))

@@ -8,6 +8,7 @@ from truth import (
     BACKENDS,
     EVERY_BACKEND,
     OPTIONS,
+    POINTWISE,
     SPREADS,
     WIDEST,
     Case,
@@ -15,6 +16,7 @@ from truth import (
     check_spread,
     check_statistic,
     gradients,
+    run,
     weighted,
 )
 
@@ -193,6 +195,22 @@ def test_nan_and_inf_are_not_hidden(backend, small_tiles):
     rows, columns = sk.DotCritic()(x, torch.ones(30, 1)).logsumexps(backend=backend)
     assert torch.equal(rows.isposinf(), torch.arange(20) == 4)
     assert columns.isposinf().all()
+
+
+@pytest.mark.parametrize("fn", ["logsumexp", "softplus"])
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_a_clamp_takes_nan_for_outside(backend, fn, small_tiles):
+    """As PyTorch's does: its value is NaN and its gradient 0."""
+    x, y, row_bias = (torch.randn(*shape, requires_grad=True) for shape in ((20, 3), (30, 3), (20,)))
+    with torch.no_grad():
+        row_bias[4] = torch.nan
+    s = sk.PairwiseScores(x, y, scale=1.0, row_bias=row_bias).clamp(-1, 1)
+    got = run(sk, s, fn, 1, backend)
+    dense = (x @ y.T + row_bias[:, None]).clamp(-1, 1)
+    want = dense.logsumexp(1) if fn == "logsumexp" else POINTWISE[fn](dense).sum(1)
+    assert torch.equal(got.isnan(), torch.arange(20) == 4)
+    for found, truth in zip(*(torch.autograd.grad(v.sum(), (x, y, row_bias)) for v in (got, want)), strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)

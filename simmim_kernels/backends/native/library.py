@@ -74,10 +74,13 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         _declare(found)
     except Damaged as damage:
         return None, f"the native library is damaged: {damage}: build it again"
+    except UnicodeDecodeError as error:
+        return None, f"the native library cannot be loaded: {error.object.decode(errors='backslashreplace')}"
     except OSError as error:
-        return None, f"the native library cannot be loaded: {error}"
-    except UnicodeDecodeError as error:  # of the loader's message, which quotes the library's names
-        return None, f"the native library is damaged: its names are no text: {error.object!r}: build it again"
+        # The loader quotes names of the library. Where damage made them no text, Python 3.10 leaves the message empty,
+        # later ones raise what is caught above, and those after them write what no encoding takes.
+        said = str(error).encode(errors="backslashreplace").decode() or "the loader's message is no text"
+        return None, f"the native library cannot be loaded: {said}"
     except AttributeError as error:  # a symbol that ctypes does not find
         return None, f"the native library is another one: {error}"
     return found, None
