@@ -1,7 +1,7 @@
 """README and docs/: snippets run, commands and names exist, tables are as recorded, the reference leaves none out.
 
-All python snippets of a page share a namespace and run in the order in which they stand. One that needs a package which
-is not among the tests' own stands after a line `<!-- needs: PACKAGE -->`, PACKAGE among NEEDED; it runs where that is.
+All python snippets of a page share a namespace and run in the order in which they stand. What needs another library
+stands in diffs, which tests/test_swap_in.py runs where that library is.
 """
 
 import importlib.util
@@ -26,17 +26,7 @@ README = ROOT / "README.md"
 PAGES = [README, *ROOT.glob("CONTRIBUTING.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 REFERENCE = "\n".join(path.read_text() for path in sorted((ROOT / "docs" / "api").glob("*.md")))
 
-# By the name that is imported: why the tests do not install it.
-NEEDED = {
-    "lightly": "needs torchvision, which has no build for this torch on a CPU",
-    "open_clip": "needs torchvision, which has no build for this torch on a CPU",
-    "pytorch_metric_learning": "a package to swap losses in, and no dependency",
-    "sentence_transformers": "comes with the extra `transfer`, which is large",
-}
-
-_FENCE = re.compile(
-    r"(?:^<!-- needs: (?P<needs>.+?) -->\n+)?^(?P<indent> *)```python\n(?P<code>.*?)^(?P=indent)```", re.M | re.S
-)
+_FENCE = re.compile(r"^(?P<indent> *)```python\n(?P<code>.*?)^(?P=indent)```", re.M | re.S)
 
 
 def page_id(path: Path) -> str:
@@ -46,55 +36,27 @@ def page_id(path: Path) -> str:
 @dataclass
 class Snippet:
     code: str
-    needs: list[str]
     line: int
-
-    @property
-    def missing(self) -> list[str]:
-        return [name for name in self.needs if importlib.util.find_spec(name) is None]
 
 
 def snippets_of(page: Path) -> list[Snippet]:
     text = page.read_text()
     found = [
-        Snippet(
-            inspect.cleandoc("\n" + match["code"]),
-            re.split(r",\s*", match["needs"]) if match["needs"] else [],
-            text.count("\n", 0, match.start("code")) + 1,
-        )
+        Snippet(inspect.cleandoc("\n" + match["code"]), text.count("\n", 0, match.start("code")) + 1)
         for match in _FENCE.finditer(text)
     ]
     assert len(found) == text.count("```python"), f"{page_id(page)} has snippets in a form that is not read here"
     return found
 
 
-def run(page: Path, snippets: list[Snippet]) -> None:
-    namespace: dict = {"__name__": page.stem}
-    for snippet in snippets:
-        # Lines as they are in the page, for tracebacks.
-        exec(compile("\n" * (snippet.line - 1) + snippet.code, str(page), "exec"), namespace)
-
-
 @pytest.mark.parametrize("page", [page for page in PAGES if snippets_of(page)], ids=page_id)
 def test_snippets(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    run(page, [snippet for snippet in snippets_of(page) if not snippet.needs])
-
-
-NEEDING = [(page, k) for page in PAGES for k, snippet in enumerate(snippets_of(page)) if snippet.needs]
-
-
-@pytest.mark.parametrize(("page", "k"), NEEDING, ids=[f"{page_id(page)}:{k}" for page, k in NEEDING])
-def test_snippets_that_need_other_packages(page, k, monkeypatch, tmp_path):
-    snippets = snippets_of(page)[: k + 1]
-    compile(snippets[-1].code, str(page), "exec")
-    assert set(snippets[-1].needs) <= NEEDED.keys()
-    if missing := snippets[-1].missing:
-        pytest.skip("; ".join(f"{name} is not installed: {NEEDED[name]}" for name in missing))
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    run(page, [snippet for snippet in snippets if not snippet.missing])
+    namespace: dict = {"__name__": page.stem}
+    for snippet in snippets_of(page):
+        # Lines as they are in the page, for tracebacks.
+        exec(compile("\n" * (snippet.line - 1) + snippet.code, str(page), "exec"), namespace)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
