@@ -1,13 +1,13 @@
-"""The command line, its demo and the measuring that the demo rests on."""
+"""The demo of digits, and the measuring that it rests on."""
 
 import json
 import math
+import re
 import sys
 
 import pytest
 import torch
 
-from simmim_kernels import backends
 from simmim_kernels.commands.command_line import main
 from simmim_kernels.commands.demo import digits as demo
 from simmim_kernels.comparison.measure import extra_bytes, forward_backward, interleaved_seconds
@@ -37,7 +37,9 @@ def run_demo(tmp_path, monkeypatch, capsys):
         arguments = ["--steps", "2", "--batch-size", "64", "--device", "cpu", "--output", str(output), *options]
         assert main(["demo", *arguments]) == 0
         assert (output / "manifold.png").read_bytes().startswith(b"\x89PNG")
-        return json.loads((output / "metrics.json").read_text()), capsys.readouterr().out
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        return json.loads((output / "metrics.json").read_text()), printed.out
 
     return run
 
@@ -48,11 +50,24 @@ def test_demo_reports_and_writes(run_demo):
     assert all(math.isfinite(metrics[name]) for name in METRICS)
     assert metrics["steps"] == 2
     assert metrics["ceiling_nats"] == pytest.approx(math.log(1000))
-    assert "step 2 of 2" in printed
     assert "linear probe" in printed
 
 
-def test_demo_reports_what_an_interrupted_training_reached(run_demo, monkeypatch):
+def test_demo_says_a_line_of_each_stage_where_nothing_moves(run_demo):
+    _, printed = run_demo()
+    lines = printed.splitlines()
+    assert all(line.strip() for line in lines)
+    stages = [re.sub(r"-?\d+\.\d+|\d+(?= s$)", "_", line) for line in lines if re.match("[a-z]", line)]
+    assert stages == [
+        "reading digits: _ s",
+        "training: 2 steps, I ≥ _ of _ nats, _ s",
+        "probing what was learned: _ s",
+        "timing CLIP's loss beside dense PyTorch's: _ s",
+        "laying out and drawing the manifold: _ s",
+    ]
+
+
+def test_interrupted_demo_leaves_nothing_half_done(monkeypatch, tmp_path, capsys):
     train = demo.train
 
     def interrupted(*arguments):
@@ -60,9 +75,27 @@ def test_demo_reports_what_an_interrupted_training_reached(run_demo, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "train", interrupted)
-    metrics, printed = run_demo()
-    assert metrics["steps"] == 1
-    assert "training stopped after 1 of 2 steps" in printed
+    assert main(["demo", "--steps", "2", "--batch-size", "64", "--device", "cpu", "--output", str(tmp_path)]) == 130
+    assert not list(tmp_path.iterdir())
+    assert "training" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("file", "it is a file"),
+        ("file/below", "Not a directory"),
+        ("/dev/null/below", "Not a directory"),
+        ("file/below/that", "Not a directory"),
+    ],
+)
+def test_demo_asks_before_it_trains_whether_it_can_write(output, reason, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.setattr(demo, "load_digits", None)
+    assert main(["demo", "--output", output]) == 2
+    assert capsys.readouterr().err == f"simmim-kernels demo: {output} cannot be written into: {reason}\n"
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_training_repeats_with_its_seed():
@@ -79,14 +112,6 @@ def test_dense_loss_is_the_loss_it_is_compared_with():
     inputs = [t.requires_grad_() for t in (image, text, torch.tensor(10.0, dtype=torch.float64))]
     ours, dense = (forward_backward(loss, inputs) for loss in (demo.clip_loss, demo.dense.clip_loss))
     torch.testing.assert_close(ours, dense)
-
-
-def test_info_lists_every_backend(capsys):
-    assert main(["info"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    for name, state in backends().items():
-        (line,) = [line for line in lines[lines.index("") :] if line.split()[:1] == [name]]
-        assert line.split()[1:][: len(state.split())] == state.split()
 
 
 @pytest.mark.parametrize(

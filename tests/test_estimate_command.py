@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import sys
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -104,8 +106,12 @@ def test_the_report_has_every_bound_its_warnings_and_writes_json(pairs, capsys, 
         assert name in printed
         assert f"{found['bounds'][label]['value']:.3f}" in printed
     assert f"ceiling of InfoNCE {math.log(30):.2f} nats" in printed
+    assert found["warnings"]
     for warning in found["warnings"]:
-        assert f"Warning: {warning}" in printed
+        assert f"Warning: {warning}" in printed.replace("\n", " ")
+    first, second, *_ = printed.splitlines()
+    for number, line in ((1, first), (2, second)):
+        assert re.fullmatch(rf"fold {number} of 2: InfoNCE -?[\d.]+ nats on validation rows, \d+ s", line)
 
 
 @pytest.fixture
@@ -132,6 +138,12 @@ def unfit(pairs):
     }.items():
         with open(name, "w") as file:
             file.write(text)
+    with zipfile.ZipFile("text.npz", "w") as archive:
+        archive.writestr("y", "1\n2\n")
+    header = "{'descr': '<f8', 'fortran_order': False, 'shape': (999999999999, 99)}"
+    with open("vast.npy", "wb") as file:
+        file.write(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
+    pyarrow.parquet.write_table(pa.table({"a": [[1.0], [2.0]]}), "lists.parquet")
     with open("x.npy", "rb") as file, open("cut.npy", "wb") as cut:
         cut.write(file.read()[:-8])
 
@@ -145,6 +157,9 @@ def unfit(pairs):
         ("junk.npy", "junk.npy cannot be read as .npy"),
         ("cut.npy", "cut.npy cannot be read as .npy"),
         ("object.npy", "object.npy cannot be read as .npy: Object arrays cannot be loaded"),
+        ("vast.npy", "vast.npy cannot be read: it does not fit in memory"),
+        ("text.npz", "text.npz must hold real numbers"),
+        ("lists.parquet", "lists.parquet must hold numbers alone"),
         ("junk.npz", "junk.npz cannot be read as .npz"),
         ("none.npz", "none.npz holds nothing"),
         ("two.npz", "two.npz holds y, other: name one as two.npz:NAME"),
@@ -186,11 +201,32 @@ def test_unfit_options_are_refused(options, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_too_few_rows_and_no_folder_for_the_json(unfit, capsys):
+def test_too_few_rows(unfit, capsys):
     assert main(["estimate", "few.npy", "few.npy", *QUICK]) == 2
     assert "at least 20 rows a fold, 40 for 2 folds; got 20" in capsys.readouterr().err
-    assert main(["estimate", "x.npy", "y.npy", *QUICK, "--json", "nowhere/out.json"]) == 2
-    assert "nowhere/out.json cannot be written: no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("nowhere/out.json", "No such file or directory"),
+        ("x.npy/out.json", "Not a directory"),
+        (".", "it is a folder"),
+    ],
+)
+def test_a_json_that_cannot_be_written_is_refused_before_the_work(pairs, monkeypatch, capsys, file, reason):
+    monkeypatch.setattr(estimate_command, "read", None)
+    assert main(["estimate", "x.npy", "y.npy", *QUICK, "--json", file]) == 2
+    assert capsys.readouterr().err == f"simmim-kernels estimate: {file} cannot be written: {reason}\n"
+
+
+def test_a_backend_that_cannot_run_the_critic_is_refused(pairs, capsys):
+    assert main(["estimate", "x.npy", "y.npy", *QUICK, "--backend", "native", "--critic", "mlp"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "simmim-kernels estimate: backend 'native' was asked for (use_backend) but cannot run this: "
+    )
+    assert error.count("\n") == 1
 
 
 def test_missing_packages_and_ctrl_c(pairs, monkeypatch, capsys):

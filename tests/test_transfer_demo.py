@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from statistics import mean, stdev
 
@@ -289,7 +290,7 @@ def test_demo_reports_and_writes(run_transfer):
         assert {(fit["way"], fit["labels"]) for fit in found} == {(w, n * classes) for w in WAYS for n in (1, 2)}
         by_seed = [f["target"]["accuracy"] * 100 for f in found if (f["way"], f["labels"]) == (COPY, classes)]
         assert f"{mean(by_seed):.1f} +/- {stdev(by_seed):.1f}" in printed
-    assert "fit 40 of 40" in printed
+    assert re.match(r"reading digits and brain, embedding news: \d+ s\ntraining: 40 fits, \d+ s\n", printed)
     assert "against from scratch" in printed
 
 
@@ -300,6 +301,14 @@ def test_demo_stops_when_interrupted(run_transfer, monkeypatch, tmp_path):
     monkeypatch.setattr(training, "train_target", interrupted)
     assert main(["demo", "transfer", "--device", "cpu", "--output", str(tmp_path / "stopped")]) == 130
     assert not list((tmp_path / "stopped").iterdir())
+
+
+def test_demo_asks_before_it_trains_whether_it_can_write(data, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["demo", "transfer", "--output", str(tmp_path / "file" / "below")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("simmim-kernels demo transfer: ")
+    assert error.endswith("below cannot be written into: Not a directory\n")
 
 
 @pytest.mark.parametrize(

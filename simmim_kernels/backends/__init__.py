@@ -35,6 +35,10 @@ BACKENDS: dict[str, ModuleType] = {"triton": triton, "native": native, "tiled": 
 ENVIRONMENT_VARIABLE = "SIMMIM_KERNELS_BACKEND"
 
 
+class CannotRun(RuntimeError):
+    """No backend, or not the one that was asked for, can run a problem; the message gives the reasons."""
+
+
 class _Chosen(threading.local):
     def __init__(self) -> None:
         self.name: str | None = None
@@ -79,13 +83,13 @@ def asked_for(backend: str | None = None) -> tuple[str | None, str]:
 
 
 def select(problem: Problem, backend: str | None = None) -> str:
-    """The backend for a problem. Raises ValueError for an unknown name, RuntimeError for one that cannot run it."""
+    """The backend for a problem. Raises ValueError for an unknown name, CannotRun for one that cannot run it."""
     name, source = asked_for(backend)
     if name is not None:
         module = _find(name, source)
         reason = module.unavailable() or module.supports(problem)
         if reason is not None:
-            raise RuntimeError(f"backend {name!r} was asked for ({source}) but cannot run this: {reason}")
+            raise CannotRun(f"backend {name!r} was asked for ({source}) but cannot run this: {reason}")
         return name
     reasons = []
     for candidate, module in BACKENDS.items():
@@ -93,4 +97,4 @@ def select(problem: Problem, backend: str | None = None) -> str:
         if reason is None:
             return candidate
         reasons.append(f"{candidate}: {reason}")
-    raise RuntimeError("no backend can run this: " + "; ".join(reasons))
+    raise CannotRun("no backend can run this: " + "; ".join(reasons))

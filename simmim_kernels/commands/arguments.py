@@ -1,22 +1,34 @@
 """The arguments of every command: what it takes, and what it says of what it cannot take."""
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
-from ..backends import backends
+from ..backends import ENVIRONMENT_VARIABLE, backends
 from ..estimation import CRITICS, TRANSFORMS
+from ..version import __version__
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in a line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def parser() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(
+    whole = _Parser(
         prog="simmim-kernels",
         description="Mutual-information bounds and contrastive losses over all pairs, without the N x M score matrix.",
     )
-    commands = whole.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="versions, devices and backends")
+    whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = whole.add_subparsers(dest="command", metavar="COMMAND")
+    info = "versions, devices, backends, threads, and what would be fastest here"
+    commands.add_parser("info", help=info, description=f"Prints {info}.")
     demo = commands.add_parser(
         "demo",
         help="digits, a manifold learned without labels (the default), or transfer between tasks",
@@ -85,11 +97,17 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         type=_device,
+        metavar="NAME",
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu, cuda or cuda:INDEX (default: %(default)s)",
     )
     parser.add_argument(
-        "--backend", type=_backend, help=f"{' or '.join(backends())} (default: the first that can run the problem)"
+        "--backend",
+        type=_backend,
+        # A text, which argparse has checked like one of the command line.
+        default=os.environ.get(ENVIRONMENT_VARIABLE) or None,
+        metavar="NAME",
+        help=f"{', '.join(backends())} (default: {ENVIRONMENT_VARIABLE}, or the first that can run the problem)",
     )
 
 
@@ -178,8 +196,9 @@ def _device(text: str) -> torch.device:
 
 def _backend(text: str) -> str:
     found = backends()
+    got = repr(text) + (f" from {ENVIRONMENT_VARIABLE}" if text == os.environ.get(ENVIRONMENT_VARIABLE) else "")
     if text not in found:
-        raise argparse.ArgumentTypeError(f"must be one of {', '.join(found)}; got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(found)}; got {got}")
     if found[text] != "available":
-        raise argparse.ArgumentTypeError(f"must be available, got {text!r}: {found[text]}")
+        raise argparse.ArgumentTypeError(f"must be available, got {got}: {found[text]}")
     return text

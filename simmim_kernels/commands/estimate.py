@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import TaskProgressColumn, TimeElapsedColumn
 from rich.table import Table
 
 from .. import estimation
 from ..backends import use_backend
 from ..estimation import BOUNDS, DataError, MutualInformationEstimate, estimate
 from ..version import __version__
+from .files import check_file, write
+from .output import moves, open_console, say, show
+from .progress import progress, text
 
 _NATS_PER_BIT = float(np.log(2))
 _LABELS = {"infonce": "InfoNCE", "dv": "Donsker-Varadhan", "nwj": "NWJ", "js": "JS", "smile": "SMILE"}
@@ -48,49 +51,46 @@ class Settings:
 def run(settings: Settings) -> None:
     """Prints the report, or the JSON where that goes to standard output. Raises DataError for unfit files."""
     start = time.perf_counter()
-    if settings.json is not None and not Path(settings.json).parent.is_dir():
-        raise DataError(f"{settings.json} cannot be written: no such folder")
-    x, y = (estimation.samples(read(file), file) for file in (settings.x, settings.y))
     to_stdout = settings.json == "-"
-    console = Console(stderr=to_stdout, quiet=to_stdout)
+    if settings.json is not None and not to_stdout:
+        check_file(Path(settings.json))
+    x, y = (estimation.samples(read(file), file) for file in (settings.x, settings.y))
+    console = open_console(stderr=to_stdout)
+    console.quiet = to_stdout and not moves(console)
     with nullcontext() if settings.backend is None else use_backend(settings.backend):
         result = _estimate_with_progress(settings, x, y, console)
     report = as_json(result, settings, time.perf_counter() - start)
-    text = json.dumps(report, indent=2) + "\n"
+    written = json.dumps(report, indent=2) + "\n"
     if to_stdout:
-        sys.stdout.write(text)
+        sys.stdout.write(written)
         return
-    console.print(table(result, settings.bits))
+    show(console, table(result, settings.bits))
     for warning in result.warnings:
-        console.print(f"Warning: {warning}", style="yellow", soft_wrap=True, highlight=False)
+        say(console, f"Warning: {warning}", style="yellow")
     if settings.json is not None:
-        Path(settings.json).write_text(text)
+        write(Path(settings.json), written.encode())
 
 
 def _estimate_with_progress(
     settings: Settings, x: np.ndarray, y: np.ndarray, console: Console
 ) -> MutualInformationEstimate:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("InfoNCE {task.fields[nats]:.2f} nats on validation rows"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("fold 1", total=None, nats=0.0)
+    folds = _FoldLines(console)
+    others = (TaskProgressColumn(), text("fields[reading]"), TimeElapsedColumn())
+    with progress(console, [text("description")], *others) as shown:
+        task = shown.add_task("fold 1", total=None, reading="")
 
-        def show(at: estimation.Progress) -> None:
+        def show_progress(at: estimation.Progress) -> None:
+            folds.look(at)
             # Early stopping ends most stages long before max_steps, so that the bar advances by folds.
-            bar.update(
+            shown.update(
                 task,
                 description=f"fold {at.fold + 1} of {at.folds}, {at.stage}, step {at.step}",
                 total=at.folds,
                 completed=at.fold,
-                nats=at.validation_infonce,
+                reading=f"InfoNCE {at.validation_infonce:.2f} nats",
             )
 
-        return estimate(
+        result = estimate(
             x,
             y,
             folds=settings.folds,
@@ -100,8 +100,31 @@ def _estimate_with_progress(
             batch_size=settings.batch_size,
             max_steps=settings.max_steps,
             device=settings.device,
-            progress=show,
+            progress=show_progress,
         )
+        folds.end()
+    return result
+
+
+class _FoldLines:
+    """Says a line of each fold when it is over."""
+
+    def __init__(self, console: Console):
+        self.console, self.start = console, time.perf_counter()
+        self.checks: list[estimation.Progress] = []
+
+    def look(self, at: estimation.Progress) -> None:
+        if self.checks and self.checks[0].fold != at.fold:
+            self.end()
+        self.checks.append(at)
+
+    def end(self) -> None:
+        if not self.checks:
+            return  # without steps there is nothing to look at
+        best, seconds = max(at.validation_infonce for at in self.checks), time.perf_counter() - self.start
+        name = f"fold {self.checks[0].fold + 1} of {self.checks[0].folds}"
+        say(self.console, f"{name}: InfoNCE {best:.2f} nats on validation rows, {seconds:.0f} s")
+        self.start, self.checks = time.perf_counter(), []
 
 
 def table(result: MutualInformationEstimate, bits: bool) -> Table:
@@ -175,6 +198,8 @@ def read(file: str) -> np.ndarray:
         return readers[path.suffix.lower()](path)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:  # a few damaged bytes can ask for any amount
+        raise DataError(f"{file} cannot be read: it does not fit in memory") from error
 
 
 def _read_npy(path: Path) -> np.ndarray:
@@ -197,12 +222,12 @@ def _read_npz(path: Path, name: str | None) -> np.ndarray:
             return arrays[name or arrays.files[0]]
     except DataError:
         raise
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as .npz: {error}") from error
 
 
 def _read_csv(path: Path) -> np.ndarray:
-    from pyarrow import ArrowInvalid, csv
+    from pyarrow import ArrowException, csv
 
     with path.open(encoding="utf-8", errors="replace") as file:
         first = file.readline()
@@ -210,16 +235,16 @@ def _read_csv(path: Path) -> np.ndarray:
     options = csv.ReadOptions(autogenerate_column_names=all(_is_number(cell) for cell in first.split(",")))
     try:
         return _to_array(csv.read_csv(path, options), path)
-    except ArrowInvalid as error:
+    except ArrowException as error:
         raise DataError(f"{path} cannot be read as .csv: {_first_line(error)}") from error
 
 
 def _read_parquet(path: Path) -> np.ndarray:
-    from pyarrow import ArrowInvalid, parquet
+    from pyarrow import ArrowException, parquet
 
     try:
         return _to_array(parquet.read_table(path), path)
-    except ArrowInvalid as error:
+    except ArrowException as error:
         raise DataError(f"{path} cannot be read as .parquet: {_first_line(error)}") from error
 
 

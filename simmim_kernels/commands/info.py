@@ -1,20 +1,42 @@
-"""What is installed, what it can run on, and which backends are available."""
+"""What is installed, what it can run on, which backends are available, and what would be fastest here."""
 
+import os
 import platform
+import shutil
+import sys
+import textwrap
 from importlib import metadata
 
 import torch
 
-from ..backends import BACKENDS, backends
+from ..backends import BACKENDS, ENVIRONMENT_VARIABLE, CannotRun, asked_for, backends, select
+from ..backends.native import library
+from ..problem import Problem
 from ..version import __version__
+
+# By the kind of device. It is what calls take by themselves where it can run and has been verified.
+_FASTEST = {"cpu": "native", "cuda": "triton"}
+# In the order in which PyTorch heeds them.
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def info() -> str:
-    """Versions, devices and backends as aligned lines of text."""
-    sections = (_versions(), _devices(), _backends())
-    width = max(len(name) for section in sections for name in section)
-    return "\n\n".join(
-        "\n".join(f"{name:<{width}}  {value}" for name, value in section.items()) for section in sections
+    """Sections of aligned lines, each a name and what there is to say of it."""
+    sections = (_versions(), _machine(), _library(), _backends(), _fastest())
+    width = max(len(name) for section in sections for name in section) + 2
+    return "\n\n".join("\n".join(_line(*entry, width) for entry in section.items()) for section in sections)
+
+
+def _line(name: str, value: str, indent: int) -> str:
+    """Wrapped where there is a terminal to wrap for, so that elsewhere a line can be searched for."""
+    line = f"{name:<{indent}}{value}"
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        return line
+    return textwrap.fill(
+        line,
+        max(shutil.get_terminal_size().columns, indent + 20),
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
     )
 
 
@@ -30,6 +52,44 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
+def _machine() -> dict[str, str]:
+    # No run on a GPU is recorded for any backend yet, and `info` is where a user looks for that.
+    found = {"cpu": f"{platform.machine()}, {_cores()} cores", "threads": _threads()}
+    if not torch.cuda.is_available():
+        return {**found, "cuda": "not available"}
+    for index in range(torch.cuda.device_count()):
+        try:
+            major, minor = torch.cuda.get_device_capability(index)
+            state = f"{torch.cuda.get_device_name(index)}, compute capability {major}.{minor}; unverified"
+        except RuntimeError as error:  # of a device that the driver lists and cannot use
+            state = f"cannot be used: {_first_line(error)}"
+        found[f"cuda:{index}"] = state
+    return found
+
+
+def _cores() -> int:
+    """Those that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _threads() -> str:
+    said, openmp = f"PyTorch {torch.get_num_threads()}", library.openmp_threads()
+    if openmp is not None:
+        said += f", which the native kernels take too; OpenMP by itself {openmp}"
+    given = [f"{name}={os.environ[name]}" for name in _THREAD_VARIABLES if os.environ.get(name)]
+    return f"{said}; {', '.join(given)}" if given else said
+
+
+def _library() -> dict[str, str]:
+    reason = library.why_not()
+    if reason is not None:
+        return {"library": reason}
+    built, here = (", ".join(names) for names in (library.built_for(), library.instruction_sets()))
+    return {"library": f"built for {built}", "instructions": f"{library.in_use()}; this processor runs {here}"}
+
+
 def _backends() -> dict[str, str]:
     found = backends()
     for name, state in found.items():
@@ -39,12 +99,39 @@ def _backends() -> dict[str, str]:
     return found
 
 
-def _devices() -> dict[str, str]:
-    # No run on a GPU is recorded for any backend yet, and `info` is where a user looks for that.
-    found = {"cpu": f"{platform.machine()}, {torch.get_num_threads()} threads"}
-    if not torch.cuda.is_available():
-        return {**found, "cuda": "not available"}
-    for index in range(torch.cuda.device_count()):
-        major, minor = torch.cuda.get_device_capability(index)
-        found[f"cuda:{index}"] = f"{torch.cuda.get_device_name(index)}, compute capability {major}.{minor}; unverified"
-    return found
+def _fastest() -> dict[str, str]:
+    """By device: what would be fastest there, and why calls do not run on it, or do not run as fast as they could."""
+    devices = [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
+    return {f"on {device}": _fastest_on(device) for device in devices}
+
+
+def _fastest_on(device: torch.device) -> str:
+    fastest = _FASTEST[device.type]
+    try:
+        one = torch.ones(1, 1, device=device)
+        problem = Problem(one, one, [one.squeeze()])
+        runs = select(problem)
+    except (CannotRun, ValueError) as error:
+        return f"{fastest}, but nothing runs: {_first_line(error)}"
+    except RuntimeError as error:
+        return f"cannot be used: {_first_line(error)}"
+    if runs == fastest:
+        return f"{fastest} is the fastest, and calls run on it{_idle_cores() if device.type == 'cpu' else ''}"
+    module, asked = BACKENDS[fastest], asked_for()[0]
+    reason = module.unavailable() or module.supports(problem) or module.not_by_default()
+    if reason is None or asked is not None:
+        reason = f"{ENVIRONMENT_VARIABLE}={asked}"
+    return f"{fastest} would be the fastest, but calls run on {runs}: {reason}"
+
+
+def _idle_cores() -> str:
+    threads, cores = torch.get_num_threads(), _cores()
+    if threads == cores:
+        return ""
+    given = next((f" by {name}" for name in _THREAD_VARIABLES if os.environ.get(name)), "")
+    few = f"{cores - threads} of {cores} cores stay idle" if threads < cores else f"that is more than the {cores} cores"
+    return f"; it has {threads} thread{'s' if threads > 1 else ''}{given}: {few}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

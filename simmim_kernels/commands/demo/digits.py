@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,10 @@ from ... import CosineCritic, SimMIM, clip_loss, use_backend
 from ...bounds import SATURATED_WITHIN
 from ...comparison import dense
 from ...comparison.measure import extra_megabytes, forward_backward, interleaved_seconds
+from ..files import check_folder, write
+from ..output import open_console, say, show
+from ..progress import stage, track
 from .mnist import HELD_OUT, SIDE, Digits, load_digits
-from .progress import track
 
 # Largest rotation (radians), log of the scale of either axis, shear, and translation (in half image widths).
 ROTATION, LOG_SCALE, SHEAR, TRANSLATION = math.radians(25), 0.3, 0.4, 0.2
@@ -67,26 +70,25 @@ class Cost:
 
 def run(settings: Settings) -> None:
     """Trains, evaluates, compares and reports; writes manifold.png and metrics.json."""
+    check_folder(settings.output)
     start = time.perf_counter()
-    console = Console()
-    settings.output.mkdir(parents=True, exist_ok=True)
+    console = open_console()
     torch.manual_seed(settings.seed)
-    digits = load_digits(settings.seed, settings.device)
+    with stage(console, "reading digits"):
+        digits = load_digits(settings.seed, settings.device)
     with nullcontext() if settings.backend is None else use_backend(settings.backend):
         model = build_model().to(settings.device)
         curve = train_with_progress(model, digits.images, settings, console)
-        readouts = read_information(model, digits.held_out_images)
-        probes = probe_representations(model, digits)
-        console.print(manifold_table(readouts, probes))
-        costs = compare_loss(settings.device)
-        console.print(cost_table(costs, settings.device))
-    plot(
-        settings.output / "manifold.png",
-        curve,
-        math.log(settings.batch_size),
-        embed(model, digits),
-        digits.held_out_labels,
-    )
+        with stage(console, "probing what was learned"):
+            readouts = read_information(model, digits.held_out_images)
+            probes = probe_representations(model, digits)
+        show(console, manifold_table(readouts, probes))
+        with stage(console, "timing CLIP's loss beside dense PyTorch's"):
+            costs = compare_loss(settings.device)
+        show(console, cost_table(costs, settings.device))
+    with stage(console, "laying out and drawing the manifold"):
+        points = embed(model, digits)
+        image = plot(curve, math.log(settings.batch_size), points, digits.held_out_labels)
     metrics = {
         **headline(readouts, probes, costs),
         "readouts_nats": readouts,
@@ -95,10 +97,9 @@ def run(settings: Settings) -> None:
         "seed": settings.seed,
         "seconds": time.perf_counter() - start,
     }
-    (settings.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    console.print(
-        f"{metrics['seconds']:.0f} s; wrote manifold.png and metrics.json to {settings.output}", soft_wrap=True
-    )
+    write(settings.output / "manifold.png", image)
+    write(settings.output / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
+    say(console, f"{metrics['seconds']:.0f} s; wrote manifold.png and metrics.json to {settings.output}")
 
 
 def build_model() -> SimMIM:
@@ -146,23 +147,15 @@ def train(model: SimMIM, images: Tensor, steps: int, batch_size: int) -> Iterato
 
 
 def train_with_progress(model: SimMIM, images: Tensor, settings: Settings, console: Console) -> list[float]:
-    """The bound of every step, shown on the way; Ctrl-C ends training early, not the demo."""
-    curve: list[float] = []
-    steps, ceiling = settings.steps, math.log(settings.batch_size)
+    """The bound of every step, shown on the way."""
+    ceiling = math.log(settings.batch_size)
     at_least = ">=" if console.options.ascii_only else "≥"
-    training = track(
-        train(model, images, steps, settings.batch_size),
-        steps,
-        console,
-        name="training",
-        unit="step",
-        describe=lambda mi: f"I {at_least} {mi:.2f} of {ceiling:.2f} nats",
-    )
-    try:
-        curve.extend(training)
-    except KeyboardInterrupt:
-        console.print(f"training stopped after {len(curve)} of {steps} steps")
-    return curve
+
+    def describe(mi: float) -> str:
+        return f"I {at_least} {mi:.2f} of {ceiling:.2f} nats"
+
+    steps = train(model, images, settings.steps, settings.batch_size)
+    return list(track(steps, settings.steps, console, "training", "steps", describe, describe))
 
 
 @torch.no_grad()
@@ -260,7 +253,8 @@ def embed(model: SimMIM, digits: Digits) -> np.ndarray:
     return TSNE(random_state=0).fit_transform(encode(model, digits.held_out_images))
 
 
-def plot(path: Path, curve: list[float], ceiling: float, points: np.ndarray, labels: np.ndarray) -> None:
+def plot(curve: list[float], ceiling: float, points: np.ndarray, labels: np.ndarray) -> bytes:
+    """A PNG: the bound while training, and the held-out digits on the manifold."""
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     bound, manifold = figure.subplots(1, 2)
     bound.plot(range(1, len(curve) + 1), curve, label="InfoNCE between two views")
@@ -271,4 +265,6 @@ def plot(path: Path, curve: list[float], ceiling: float, points: np.ndarray, lab
         manifold.scatter(*points[labels == digit].T, s=12, color=f"C{digit}", label=str(digit))
     manifold.set(title="Held-out digits on the learned manifold (t-SNE)", xticks=[], yticks=[])
     manifold.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2)
-    figure.savefig(path, dpi=150)
+    png = BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    return png.getvalue()

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from ... import use_backend
+from ..files import check_folder, write
+from ..output import open_console, say, show
+from ..progress import stage, track
 from .few_labels import report, training
 from .few_labels.data import load_transfers
-from .progress import track
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,11 @@ class Settings:
 
 def run(settings: Settings) -> None:
     """Loads, trains, compares and reports; writes transfer.png and metrics.json."""
+    check_folder(settings.output)
     start = time.perf_counter()
-    console = Console()
-    settings.output.mkdir(parents=True, exist_ok=True)
-    console.print("reading digits and brain, embedding news")
-    transfers = [transfer.to(settings.device) for transfer in load_transfers()]
-    console.print(f"training from {time.perf_counter() - start:.0f} s on")
+    console = open_console()
+    with stage(console, "reading digits and brain, embedding news"):
+        transfers = [transfer.to(settings.device) for transfer in load_transfers()]
     with nullcontext() if settings.backend is None else use_backend(settings.backend):
         fits = list(
             track(
@@ -41,17 +41,13 @@ def run(settings: Settings) -> None:
                 training.count_fits(transfers, settings.seeds),
                 console,
                 name="training",
-                unit="fit",
+                unit="fits",
                 describe=describe,
             )
         )
     pairs = [(transfer.source, target) for transfer in transfers for target in transfer.targets]
     conclusions = {target.name: report.conclusions(fits, source, target) for source, target in pairs}
-    for source, target in pairs:
-        console.print(report.target_table(fits, source, target, settings.seeds))
-        for conclusion in conclusions[target.name]:
-            console.print(f"- {conclusion}")
-    report.plot(settings.output / "transfer.png", fits, pairs, settings.seeds)
+    image = report.plot(fits, pairs, settings.seeds)
     metrics = {
         "seeds": settings.seeds,
         "steps": settings.steps,
@@ -61,10 +57,13 @@ def run(settings: Settings) -> None:
         "fits": [asdict(fit) for fit in fits],
         "seconds": time.perf_counter() - start,
     }
-    (settings.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    console.print(
-        f"{metrics['seconds']:.0f} s; wrote transfer.png and metrics.json to {settings.output}", soft_wrap=True
-    )
+    write(settings.output / "transfer.png", image)
+    write(settings.output / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
+    for source, target in pairs:
+        show(console, report.target_table(fits, source, target, settings.seeds))
+        for conclusion in conclusions[target.name]:
+            say(console, f"- {conclusion}", indent="  ")
+    say(console, f"{metrics['seconds']:.0f} s; wrote transfer.png and metrics.json to {settings.output}")
 
 
 def describe(fit: training.Fit) -> str:

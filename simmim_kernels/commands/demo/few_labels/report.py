@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from math import log
-from pathlib import Path
 from statistics import mean, stdev
 
 from matplotlib.figure import Figure
@@ -105,8 +105,8 @@ def target_table(fits: Sequence[Fit], source: Task, task: Task, seeds: int) -> T
     return table
 
 
-def plot(path: Path, fits: Sequence[Fit], pairs: Sequence[tuple[Task, Task]], seeds: int) -> None:
-    """One panel for each source and target."""
+def plot(fits: Sequence[Fit], pairs: Sequence[tuple[Task, Task]], seeds: int) -> bytes:
+    """A PNG: one panel for each source and target."""
     figure = Figure(figsize=(4.2 * len(pairs), 4.6), layout="constrained")
     panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
     for panel, (source, target) in zip(panels, pairs, strict=True):
@@ -121,7 +121,9 @@ def plot(path: Path, fits: Sequence[Fit], pairs: Sequence[tuple[Task, Task]], se
         panel.minorticks_off()
     panels[0].set_ylabel(f"held-out accuracy, %\nmean ± standard deviation of {seeds} seeds")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(path, dpi=150)
+    png = BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    return png.getvalue()
 
 
 def _accuracy(reading: Reading | None) -> float:
