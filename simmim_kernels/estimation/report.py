@@ -32,8 +32,9 @@ class BoundEstimate:
     standard_error: float
     """Of the value, over the held-out pairs."""
     low: float
+    """The lower end of the 95% interval; `estimate` says what it covers."""
     high: float
-    """The ends of the 95% interval; `estimate` says what it covers."""
+    """The upper end."""
     per_fold: tuple[float, ...]
     """The value of each fold."""
 
