@@ -117,6 +117,8 @@ def run_entry(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             env={**kept, **environment},
+            # A runner in a shell's background ignores SIGINT, and what it starts would as well.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     return start
