@@ -22,8 +22,8 @@ def main() -> int:
         return 0
     # libgomp reads this when PyTorch loads it. By default its threads spin for milliseconds, which is a scheduler's
     # slice: where other programs want the cores too, they spin in the place of the thread that they wait for, and a
-    # training of small steps takes ten times its share. 1000 is what libgomp itself takes where a process has more
-    # threads than cores.
+    # training of small steps takes ten times its share. Once a process has more threads than cores libgomp itself
+    # spins as little: 1000 times where threads are to wait actively.
     if not any(name in os.environ for name in _WAITS):
         os.environ["GOMP_SPINCOUNT"] = "1000"
     # While PyTorch is imported an interrupt could be raised anywhere, and there is nothing to clean up after.

@@ -28,7 +28,7 @@ _Bound = TypeVar("_Bound", bound=Callable[..., Any])
 
 
 def _of_scores(bound: _Bound) -> _Bound:
-    """Refuses what is no PairwiseScores: a matrix of scores, or features, say what to make of them."""
+    """Refuses what is no PairwiseScores, as a matrix of scores or features are not, and says what makes it one."""
 
     @functools.wraps(bound)
     def checked(scores, *args, **params):

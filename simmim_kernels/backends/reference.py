@@ -43,17 +43,7 @@ def cast(problem: Problem) -> Problem:
     dtype = problem.compute_dtype
     if all(tensor is None or tensor.dtype == dtype for tensor in problem.differentiable):
         return problem  # as a caller that cast before has it; of a small batch a copy is a good part
-
-    def to(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(dtype)
-
-    return problem.replace(
-        x=problem.x.to(dtype),
-        y=problem.y.to(dtype),
-        parameters=[p.to(dtype) for p in problem.parameters],
-        row_bias=to(problem.row_bias),
-        col_bias=to(problem.col_bias),
-    )
+    return problem.with_differentiable(None if t is None else t.to(dtype) for t in problem.differentiable)
 
 
 def _raw_scores(problem: Problem):
@@ -126,7 +116,7 @@ def backward(
 def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
     """The sum of a pointwise function over all pairs, and its gradients."""
     rows, nothing = forward(problem)
-    waiting = [None if t is None else t.to(total_gradient_dtype(t.dtype)) for t in problem.differentiable]
-    x, y, row_bias, col_bias, *parameters = waiting
-    wide = problem.replace(x=x, y=y, row_bias=row_bias, col_bias=col_bias, parameters=parameters)
+    wide = problem.with_differentiable(
+        None if t is None else t.to(total_gradient_dtype(t.dtype)) for t in problem.differentiable
+    )
     return rows.sum(), backward(wide, rows, nothing, torch.ones_like(rows), nothing, needs)

@@ -5,7 +5,6 @@ holds nearly all, neither the value nor a gradient is then a difference of near 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,8 +71,8 @@ class CrossEntropies(torch.autograd.Function):
         with without_autocast(problem.x.device):
             entropies, statistics = BACKENDS[backend].cross_entropies(problem, any(ctx.needs_input_grad))
         # Without its tensors, which held here would outlive a checkpoint or what hooks do with those that are saved.
-        bare: dict[str, Any] = {"x": None, "y": None, "row_bias": None, "col_bias": None, "parameters": []}
-        ctx.problem = problem.replace(**bare, positives=None, row_ids=None, col_ids=None)
+        bare = problem.with_differentiable([None] * len(differentiable))
+        ctx.problem = bare.replace(positives=None, row_ids=None, col_ids=None)
         ctx.backend, ctx.count = backend, len(statistics)
         ctx.save_for_backward(*statistics, problem.positives, problem.row_ids, problem.col_ids, *differentiable)
         return entropies
@@ -82,15 +81,13 @@ class CrossEntropies(torch.autograd.Function):
     def backward(ctx, upstream):
         saved = ctx.saved_tensors  # once: a checkpoint without reentry makes them anew at every look
         statistics = saved[: ctx.count]
-        positives, row_ids, col_ids, x, y, row_bias, col_bias, *parameters = saved[ctx.count :]
-        problem = ctx.problem.replace(
-            x=x, y=y, row_bias=row_bias, col_bias=col_bias, parameters=parameters,
-            positives=positives, row_ids=row_ids, col_ids=col_ids,
-        )  # fmt: skip
+        positives, row_ids, col_ids, *differentiable = saved[ctx.count :]
+        problem = ctx.problem.with_differentiable(differentiable)
+        problem = problem.replace(positives=positives, row_ids=row_ids, col_ids=col_ids)
         needs = list(ctx.needs_input_grad[2:])
         if torch.is_grad_enabled():
             return None, None, *_differentiable_gradients(problem, ctx.backend, upstream, needs)
-        with without_autocast(x.device):
+        with without_autocast(problem.x.device):
             found = BACKENDS[ctx.backend].cross_entropy_gradients(problem, statistics, upstream, needs)
         return None, None, *cast_gradients(problem, found)
 
@@ -101,9 +98,7 @@ def _differentiable_gradients(
     """Gradients of `problem.differentiable` that can be differentiated once more: those of the formulas above."""
     # Views, so that one tensor in two places has a gradient for each.
     views = [None if tensor is None else tensor.view_as(tensor) for tensor in problem.differentiable]
-    x, y, row_bias, col_bias, *parameters = views
-    p = problem.replace(x=x, y=y, row_bias=row_bias, col_bias=col_bias, parameters=parameters)
     wanted = [tensor for tensor, need in zip(views, needs, strict=True) if need and tensor is not None]
-    entropies = _composed(p, backend, cross_entropy_from_others)
+    entropies = _composed(problem.with_differentiable(views), backend, cross_entropy_from_others)
     found = iter(torch.autograd.grad(entropies, wanted, upstream, create_graph=True, materialize_grads=True))
     return [next(found) if need else None for need in needs]

@@ -47,8 +47,8 @@ def _of_tile(tile: Problem, needs: list[bool], arguments: Tensors, cotangents: T
     present = [k for k, argument in enumerate(arguments) if argument is not None]
 
     def gradients(*values: Tensor) -> tuple[Tensor, ...]:
-        row, column, grad_row, grad_column, x, y, row_bias, col_bias, *parameters = _scatter(values, present, arguments)
-        part = tile.replace(x=x, y=y, row_bias=row_bias, col_bias=col_bias, parameters=parameters)
+        row, column, grad_row, grad_column, *differentiable = _scatter(values, present, arguments)
+        part = tile.with_differentiable(differentiable)
         found = reference.backward(part, row, column, grad_row, grad_column, needs)
         return tuple(g for g in found if g is not None)
 
