@@ -26,9 +26,9 @@ int main(int, char **arguments) {
 #pragma omp barrier
 #pragma omp master
       if (pass <= 0) seconds = -std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-      multiply<float>(rows, columns, d, x.data(), d, 1, transposed.data(), scores.data(), columns, false);
-      multiply<float>(rows, d, columns, scores.data(), columns, 1, packed.data(), dx.data(), d, false);
-      multiply<float>(columns, d, rows, scores.data(), 1, columns, x.data(), dy.data(), d, true);
+      multiply<float>(rows, columns, d, x.data(), d, 1, transposed.data(), d, scores.data(), columns, false);
+      multiply<float>(rows, d, columns, scores.data(), columns, 1, packed.data(), columns, dx.data(), d, false);
+      multiply<float>(columns, d, rows, scores.data(), 1, columns, x.data(), rows, dy.data(), d, true);
     }
   }
   seconds += std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

@@ -55,7 +55,8 @@ class CosineCritic(nn.Module):
     def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
         x, y = validation.operands(x, y, ("x", "y"))
         scale = validation.reciprocal(self.temperature, "temperature", x)
-        return PairwiseScores(F.normalize(x, dim=1), F.normalize(y, dim=1), scale=scale, positives=positives)
+        unit = F.normalize(x, dim=1)
+        return PairwiseScores(unit, unit if y is x else F.normalize(y, dim=1), scale=scale, positives=positives)
 
     def extra_repr(self) -> str:
         return f"temperature={_number(self.temperature):.4g}, learnable={self.log_temperature is not None}"
@@ -107,11 +108,13 @@ class GaussianCritic(nn.Module):
             # Distances do not see a common shift, but their expansion into products loses |shift|^2 digits.
             # In half precision the shift itself would round; the products are exact in float32 there.
             centre = y.detach().mean(0)
-            x, y = x - centre, y - centre
-        dtype = compute_dtype(x.dtype)
+            shifted = x - centre
+            x, y = shifted, shifted if y is x else y - centre
         precision = self.bandwidth**-2
-        half_x, half_y = (0.5 * precision * t.to(dtype).square().sum(1) for t in (x, y))
-        return PairwiseScores(x, y, scale=precision, row_bias=-half_x, col_bias=-half_y, positives=positives)
+        row_bias = -0.5 * precision * x.to(compute_dtype(x.dtype)).square().sum(1)
+        # One tensor where x and y are one: half of the scores then stand for all.
+        col_bias = row_bias if y is x else -0.5 * precision * y.to(compute_dtype(y.dtype)).square().sum(1)
+        return PairwiseScores(x, y, scale=precision, row_bias=row_bias, col_bias=col_bias, positives=positives)
 
     def extra_repr(self) -> str:
         return f"bandwidth={_number(self.bandwidth):.4g}, learnable={self.log_bandwidth is not None}"

@@ -69,10 +69,12 @@ class PairwiseScores:
         self, problem: Problem, row_bias: Tensor | None, col_bias: Tensor | None, positives: Tensor | None
     ) -> None:
         (n, m), x = problem.shape, problem.x
+        mirrored = problem.y is x and col_bias is row_bias and problem.form == "inner_product"
         self._problem = problem.replace(
             row_bias=None if row_bias is None else validation.vector(row_bias, "row_bias", n, x),
             col_bias=None if col_bias is None else validation.vector(col_bias, "col_bias", m, x),
             positives=None if positives is None else validation.indices(positives, "positives", n, m, x),
+            mirrored=mirrored,
         )
 
     def _with(self, **changes) -> "PairwiseScores":
@@ -134,6 +136,7 @@ class PairwiseScores:
         """
         p, (n, m) = self._problem, self.shape
         keep_joint = validation.flag(keep_joint, "keep_joint")
+        mirrored = p.mirrored and col_ids is row_ids
         row_ids = validation.integers(row_ids, "row_ids", n, p.x)[None]
         col_ids = validation.integers(col_ids, "col_ids", m, p.x)[None]
         joint = p.joint
@@ -146,7 +149,7 @@ class PairwiseScores:
             if p.joint != "left_out" and keep_joint != (p.joint == "kept"):
                 raise ValueError(f"keep_joint must be the same in every exclude of the same scores, got {keep_joint}")
             row_ids, col_ids = torch.cat([p.row_ids, row_ids]), torch.cat([p.col_ids, col_ids])
-        return self._with(row_ids=row_ids, col_ids=col_ids, joint=joint)
+        return self._with(row_ids=row_ids, col_ids=col_ids, joint=joint, mirrored=mirrored)
 
     def clamp(self, lo: float, hi: float) -> "PairwiseScores":
         """The same scores (N, M) limited to [lo, hi], numbers in nats; the gradient is zero outside."""
@@ -161,7 +164,7 @@ class PairwiseScores:
         if p.clamped:
             raise ValueError(f"scores must not be clamped here, got scores clamped to [{p.lo}, {p.hi}]")
         row_bias = validation.vector(row_bias, "row_bias", self.shape[0], p.x)
-        return self._with(row_bias=row_bias if p.row_bias is None else p.row_bias + row_bias)
+        return self._with(row_bias=row_bias if p.row_bias is None else p.row_bias + row_bias, mirrored=False)
 
     def _statistic(self, fn: str, dims: str, backend: str | None) -> tuple[Tensor, Tensor]:
         return statistic(self._problem.replace(fn=fn, dims=dims), backend)[:2]
@@ -244,13 +247,14 @@ class PairwiseScores:
         return reference.dense(self._problem)
 
 
-def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Operands in autocast's dtype where it is on, as a matrix product would take them."""
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return tensors
+def autocast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Operands in autocast's dtype where it is on, as a matrix product would take them; one tensor stays one."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return x, y
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+    cast = x.to(dtype)
+    return cast, cast if y is x else y.to(dtype)
 
 
 def _logsumexp(values: Tensor) -> Tensor:

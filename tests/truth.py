@@ -41,6 +41,7 @@ class Case:
     seed: int = 0
     strided: bool = False
     device: str = "cpu"
+    mirrored: bool = False  # the columns' tensors are the rows' own
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
@@ -61,27 +62,32 @@ class Case:
             # x as every other column of a wider matrix, y as the transpose of one.
             self.tensors["x"] = self.tensors["x"].repeat_interleave(2, dim=1)[:, ::2]
             self.tensors["y"] = self.tensors["y"].T.contiguous().T
+        if self.mirrored:
+            self.tensors = {k: v for k, v in self.tensors.items() if k not in ("y", "col_bias")}
         for t in self.tensors.values():
             t.requires_grad_()
         self.row_ids = torch.randint(0, 3, (self.ids, self.n), generator=g)
-        self.col_ids = torch.randint(0, 3, (self.ids, self.m), generator=g)
+        self.col_ids = self.row_ids if self.mirrored else torch.randint(0, 3, (self.ids, self.m), generator=g)
         self.column = torch.randint(0, self.m, (self.n,), generator=g) if self.positives else None
+        if self.mirrored and self.positives:
+            self.column = torch.arange(self.n).flip(0)
 
     def scores(self, sk):
         """The case through the package."""
         t = self.tensors
         s = sk.PairwiseScores(
             t["x"],
-            t["y"],
+            t.get("y", t["x"]),
             scale=t["scale"],
             row_bias=t.get("row_bias"),
-            col_bias=t.get("col_bias"),
+            col_bias=t.get("row_bias" if self.mirrored else "col_bias"),
             positives=None if self.column is None else self.column.to(self.device),
         )
         if self.clamp:
             s = s.clamp(*self.clamp)
         for k in range(self.ids):
-            ids = self.row_ids[k].to(self.device), self.col_ids[k].to(self.device)
+            row_ids = self.row_ids[k].to(self.device)
+            ids = row_ids, row_ids if self.mirrored else self.col_ids[k].to(self.device)
             s = s.exclude(*ids, keep_joint=self.joint == "kept")
         return s.marginal if self.joint == "left_out" else s
 
@@ -100,9 +106,9 @@ class Case:
         return mask
 
     def dense(self, t: dict[str, Tensor]) -> Tensor:
-        s = t["scale"] * (t["x"] @ t["y"].T)
+        s = t["scale"] * (t["x"] @ t.get("y", t["x"]).T)
         if self.biases:
-            s = s + t["row_bias"][:, None] + t["col_bias"]
+            s = s + t["row_bias"][:, None] + t["row_bias" if self.mirrored else "col_bias"]
         return s.clamp(*self.clamp) if self.clamp else s
 
     def statistic(self, t: dict[str, Tensor], fn: str, dim) -> Tensor:

@@ -89,13 +89,13 @@ inline void multiply_block(int64_t depth, const E *a, int64_t a_row, int64_t a_s
 }
 
 // c (rows, columns) = a @ b, or c += a @ b; rows and columns in whole blocks, depth in whole steps, b packed by slices
-// of block_columns. A slice of b stays in the cache while all rows go past it.
+// of block_columns with b_depth steps each. A slice of b stays in the cache while all rows go past it.
 template <class E>
 void multiply(int64_t rows, int64_t columns, int64_t depth, const E *a, int64_t a_row, int64_t a_step, const E *b,
-              Sum<E> *c, int64_t c_row, bool add) {
+              int64_t b_depth, Sum<E> *c, int64_t c_row, bool add) {
   for (int64_t j = 0; j < columns; j += block_columns<E>)
     for (int64_t i = 0; i < rows; i += block_rows)
-      multiply_block(depth, a + i * a_row, a_row, a_step, b + j * depth, c + i * c_row + j, c_row, add);
+      multiply_block(depth, a + i * a_row, a_row, a_step, b + j * b_depth, c + i * c_row + j, c_row, add);
 }
 
 inline float from_bits(uint32_t bits) {

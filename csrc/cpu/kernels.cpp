@@ -5,6 +5,9 @@
 // sums (forward) or the two further products (backward) that consume it. Each thread keeps what it adds up for the
 // panel's columns to itself, and the threads' shares are merged in their order when the panel ends: the results do not
 // depend on who was faster.
+//
+// Of symmetric scores only the pairs on and above the diagonal are looked at. One above it stands for its mirror image,
+// too: what it adds to its column is added to the row of that number.
 
 #include <algorithm>
 #include <cmath>
@@ -12,6 +15,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -30,6 +34,10 @@ namespace {
 // Multiples of every block's rows and columns. A strip and its tile stay in a core's own cache, a panel in the shared.
 constexpr int64_t strip_rows = 96, panel_step = SIMMIM_ROW_STEP, panel_columns = 960, panel_features = 960 * 512;
 static_assert(strip_rows % block_rows == 0 && panel_step % block_rows == 0 && panel_step % block_columns<float> == 0);
+
+// Bytes that the threads' strips, tiles and shares may take together, if not for fewer than a block of rows and
+// panel_step columns each.
+constexpr int64_t workspace = 64 << 20;
 
 // Spread of a tile's references for which one exponential serves rows and columns: in nats, far within float32.
 constexpr double shared_spread = 40;
@@ -79,7 +87,7 @@ template <class E> struct Typed {
   const simmim_problem &p;
   const T *row_bias, *col_bias;
   T scale, lo, hi;
-  bool clamped;
+  bool clamped, symmetric;
   Features x, y;
   int64_t depth, width;  // of features, in whole steps and in whole blocks
   int64_t kept_row;      // of scores that are kept
@@ -87,18 +95,31 @@ template <class E> struct Typed {
   explicit Typed(const simmim_problem &problem)
       : p(problem), row_bias(static_cast<const T *>(p.row_bias)), col_bias(static_cast<const T *>(p.col_bias)),
         scale(T(p.scale)), lo(T(p.lo)), hi(T(p.hi)), clamped(p.lo > -infinity<double> || p.hi < infinity<double>),
+        symmetric(p.symmetric),
         x{p.x, p.dtype, p.x_row, p.x_column}, y{p.y, p.dtype, p.y_row, p.y_column},
         depth(round_up(p.d, Operand<E>::step)), width(round_up(p.d, block_columns<E>)),
         kept_row(round_up(p.m, panel_step)) {}
 
-  int threads() const { return std::max(1, p.threads); }
+  // As many as there are strips for.
+  int threads() const {
+    const int64_t strips = (p.n + rows_of_strip() - 1) / rows_of_strip();
+    return int(std::min<int64_t>(std::max(1, p.threads), strips));
+  }
   int64_t columns_of_panel() const {
-    const int64_t fit = panel_features / width / panel_step * panel_step;
+    const int64_t of_column = (width + 2 * rows_of_strip()) * int64_t(sizeof(T));
+    const int64_t fit = std::min(panel_features / width, of_thread() / 2 / of_column) / panel_step * panel_step;
     return std::min(round_up(p.m, panel_step), std::max(panel_step, std::min(panel_columns, fit)));
   }
   int64_t rows_of_strip() const {
-    return std::min(strip_rows, round_up((p.n + threads() - 1) / threads(), block_rows));
+    const int64_t fit = of_thread() / 2 / (3 * width * int64_t(sizeof(T))) / block_rows * block_rows;
+    // Of a triangle's strips the first are the longest: more of them are shared out more evenly.
+    const int64_t pieces = (symmetric ? 4 : 1) * std::max(1, p.threads);
+    const int64_t even = round_up((p.n + pieces - 1) / pieces, block_rows);
+    return std::max<int64_t>(block_rows, std::min({strip_rows, fit, even}));
   }
+
+private:
+  int64_t of_thread() const { return workspace / std::max(1, p.threads); }
 };
 
 // A panel of y, as the right operand of the scores' product and of dx's.
@@ -117,6 +138,7 @@ template <class E> struct Panel {
 // A strip of rows and its tile of scores, which become weights; a thread has one.
 template <class E> struct Strip {
   int64_t first = 0, count = 0, rows = 0;  // rows: in whole blocks
+  int64_t from = 0;                        // the first column of the panel that is looked at
   int64_t stride;
   Buffer<E> x, packed;
   Buffer<Sum<E>> scores, gradient;
@@ -156,38 +178,65 @@ template <class E> void take_panel(const Typed<E> &t, Panel<E> &panel, Strip<E> 
   }
 }
 
-template <class E> void take_strip(const Typed<E> &t, Strip<E> &strip, int64_t first, int64_t count) {
+// Columns in whole blocks, as columns of the scores and as rows of dy.
+template <class E> constexpr int64_t from_step = std::lcm(block_rows, block_columns<E>);
+
+template <class E>
+void take_strip(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, int64_t first, int64_t count) {
   strip.first = first;
   strip.count = count;
+  strip.from = t.symmetric ? std::max<int64_t>(0, first - panel.first) / from_step<E> * from_step<E> : 0;
   strip.rows = round_up(count, block_rows);
   unpack(t.x, first, count, strip.rows, t.p.d, t.width, strip.x.get());
 }
 
-// Where a row's joint pair is among the panel's columns, or -1.
+// Where a row's joint pair is among the panel's columns that are looked at, or -1.
 template <class E> int64_t joint_of(const Typed<E> &t, const Panel<E> &panel, int64_t row) {
-  const int64_t joint = (t.p.positives ? t.p.positives[row] : row) - panel.first;
-  return joint >= 0 && joint < panel.count ? joint : -1;
+  const int64_t column = t.p.positives ? t.p.positives[row] : row, joint = column - panel.first;
+  return joint >= 0 && joint < panel.count && !(t.symmetric && column < row) ? joint : -1;
 }
 
-// Puts `fill` in the places of a row that are left out, and beyond its end.
+// Where the diagonal of symmetric scores crosses a row, among the panel's columns, or -1.
+template <class E> int64_t diagonal_of(const Typed<E> &t, const Panel<E> &panel, int64_t row) {
+  const int64_t diagonal = row - panel.first;
+  return t.symmetric && diagonal >= 0 && diagonal < panel.count ? diagonal : -1;
+}
+
+// Keeps one of some values, at -1 none, as it is while others are added to.
+template <class T> class Untouched {
+  T *at_ = nullptr, before_ = 0;
+
+public:
+  Untouched(T *values, int64_t at) {
+    if (at >= 0) at_ = values + at, before_ = *at_;
+  }
+  ~Untouched() {
+    if (at_) *at_ = before_;
+  }
+};
+
+// Puts `fill` in the places of a row that are left out, below the diagonal of symmetric scores, and beyond its end.
 template <class E>
-void leave_out(const Typed<E> &t, const Panel<E> &panel, int64_t row, Sum<E> *values, int64_t end, Sum<E> fill) {
+void leave_out(const Typed<E> &t, const Panel<E> &panel, int64_t row, Sum<E> *values, int64_t from, int64_t end,
+               Sum<E> fill) {
   const simmim_problem &p = t.p;
   const int64_t joint = p.joint == SIMMIM_COUNTED ? -1 : joint_of(t, panel, row);
   const bool special = joint >= 0;
   const Sum<E> of_joint = special && p.joint == SIMMIM_KEPT ? values[joint] : fill;
   for (int64_t k = 0; k < p.ids; ++k) {
     const int64_t id = p.row_ids[k * p.n + row], *ids = p.col_ids + k * p.m + panel.first;
-    for (int64_t j = 0; j < panel.count; ++j) values[j] = ids[j] == id ? fill : values[j];
+    for (int64_t j = from; j < panel.count; ++j) values[j] = ids[j] == id ? fill : values[j];
   }
   if (special) values[joint] = of_joint;
+  if (t.symmetric) std::fill(values + from, values + std::clamp(row - panel.first, from, end), fill);
   for (int64_t j = panel.count; j < end; ++j) values[j] = fill;
 }
 
 // The tile's products; scale, biases and clamp come row by row.
 template <class E> void multiply_tile(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel) {
-  multiply<E>(strip.rows, panel.columns, t.depth, strip.x.get(), t.width, Operand<E>::step, panel.transposed.get(),
-              strip.scores.get(), strip.stride, false);
+  multiply<E>(strip.rows, panel.columns - strip.from, t.depth, strip.x.get(), t.width, Operand<E>::step,
+              panel.transposed.get() + strip.from * t.depth, t.depth, strip.scores.get() + strip.from, strip.stride,
+              false);
 }
 
 template <class E>
@@ -243,19 +292,23 @@ void add_exponentials(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel,
                       Sum<E> *column_most, Sum<E> *column_sum) {
   using T = Sum<E>;
   constexpr int lanes = Vectors<T>::lanes;
-  const int64_t n = panel.columns;
+  const int64_t from = strip.from, n = panel.columns;
   T row_most[strip_rows];
   std::fill_n(column_most, n, -infinity<T>);
   for (int64_t i = 0; i < strip.count; ++i) {
+    const int64_t row = strip.first + i;
     T *s = strip.scores.get() + i * strip.stride;
-    const T bias = t.row_bias ? t.row_bias[strip.first + i] : T(0);
-    for (int64_t j = 0; j < n; j += lanes) store(s + j, clamped_score(t, unclamped_score(t, panel, s, j, bias)));
-    if (const int64_t joint = joints ? joint_of(t, panel, strip.first + i) : -1; joint >= 0)
-      joints[strip.first + i] = s[joint];
-    leave_out(t, panel, strip.first + i, s, n, -infinity<T>);
-    if (kept) std::copy_n(s, n, kept + (strip.first + i) * t.kept_row + panel.first);
+    const T bias = t.row_bias ? t.row_bias[row] : T(0);
+    for (int64_t j = from; j < n; j += lanes) store(s + j, clamped_score(t, unclamped_score(t, panel, s, j, bias)));
+    if (const int64_t joint = joints ? joint_of(t, panel, row) : -1; joint >= 0) {
+      joints[row] = s[joint];
+      if (t.symmetric) joints[panel.first + joint] = s[joint];
+    }
+    leave_out(t, panel, row, s, from, n, -infinity<T>);
+    if (kept) std::copy(s + from, s + n, kept + row * t.kept_row + panel.first + from);
+    const Untouched<T> diagonal(column_most, diagonal_of(t, panel, row));
     Vector<T> most = all(-infinity<T>);
-    for (int64_t j = 0; j < n; j += lanes) {
+    for (int64_t j = from; j < n; j += lanes) {
       const Vector<T> v = load(s + j);
       most = larger<T>(v, most);
       store(column_most + j, larger<T>(v, load(column_most + j)));
@@ -270,16 +323,17 @@ void add_exponentials(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel,
     }
   };
   if (want_rows) see(row_most, strip.count);
-  if (want_columns) see(column_most, panel.count);
+  if (want_columns) see(column_most + from, panel.count - from);
   // Not where all pairs are left out, nor where anything is infinite.
   const bool shared = std::isfinite(most) && most - least <= T(shared_spread);
   std::fill_n(column_sum, n, T(0));
   for (int64_t i = 0; i < strip.count; ++i) {
     const T *s = strip.scores.get() + i * strip.stride;
     const T reference = shared ? most : finite(row_most[i]);
+    const Untouched<T> diagonal(column_sum, diagonal_of(t, panel, strip.first + i));
     Vector<T> sum{};
     if (want_rows || shared) {
-      for (int64_t j = 0; j < n; j += lanes) {
+      for (int64_t j = from; j < n; j += lanes) {
         const Vector<T> e = exp_of<T>(load(s + j) - reference);
         sum += e;
         if (shared) store(column_sum + j, load(column_sum + j) + e);
@@ -287,14 +341,14 @@ void add_exponentials(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel,
     }
     if (want_rows) rows.add(strip.first + i, shared ? most : row_most[i], sum_of<T>(sum));
     if (want_columns && !shared)
-      for (int64_t j = 0; j < n; j += lanes) {
+      for (int64_t j = from; j < n; j += lanes) {
         const Vector<T> top = load(column_most + j);
         const Vector<T> shift = (top == all(infinity<T>)) | (top == all(-infinity<T>)) ? Vector<T>{} : top;
         store(column_sum + j, load(column_sum + j) + exp_of<T>(load(s + j) - shift));
       }
   }
   if (want_columns)
-    for (int64_t j = 0; j < panel.count; ++j) columns.add(j, shared ? most : column_most[j], column_sum[j]);
+    for (int64_t j = from; j < panel.count; ++j) columns.add(j, shared ? most : column_most[j], column_sum[j]);
 }
 
 template <class E>
@@ -302,23 +356,32 @@ void add_values(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, Sum<E
   using T = Sum<E>;
   constexpr int lanes = Vectors<T>::lanes;
   for (int64_t i = 0; i < strip.count; ++i) {
+    const int64_t row = strip.first + i;
     T *s = strip.scores.get() + i * strip.stride;
-    const T bias = t.row_bias ? t.row_bias[strip.first + i] : T(0);
-    for (int64_t j = 0; j < panel.columns; j += lanes)
+    const T bias = t.row_bias ? t.row_bias[row] : T(0);
+    for (int64_t j = strip.from; j < panel.columns; j += lanes)
       store(s + j, function_of<T>(t.p.function, clamped_score(t, unclamped_score(t, panel, s, j, bias))));
-    leave_out(t, panel, strip.first + i, s, panel.columns, T(0));
+    leave_out(t, panel, row, s, strip.from, panel.columns, T(0));
+    const Untouched<T> diagonal(columns, columns ? diagonal_of(t, panel, row) : -1);
     Vector<T> sum{};
-    for (int64_t j = 0; j < panel.columns; j += lanes) {
+    for (int64_t j = strip.from; j < panel.columns; j += lanes) {
       sum += load(s + j);
       if (columns) store(columns + j, load(columns + j) + load(s + j));
     }
-    if (rows) rows[strip.first + i] += sum_of<T>(sum);
+    if (rows) rows[row] += sum_of<T>(sum);
   }
 }
 
 // Walks all tiles: a job adds each to its share of the thread that made it, then merges the shares panel by panel.
 //
-// A thread's strips are neighbours, and the same ones in every panel.
+// A thread's strips are neighbours, and the same ones in every panel. Those of a triangle, the first of which are the
+// longest, are dealt out in turn, there and back.
+inline bool deals(bool symmetric, int64_t strip, int64_t strips, int64_t team, int64_t me) {
+  if (!symmetric) return strip >= strips * me / team && strip < strips * (me + 1) / team;
+  const int64_t turn = strip % (2 * team);
+  return (turn < team ? turn : 2 * team - 1 - turn) == me;
+}
+
 template <class E, class Job> void for_each_tile(const Typed<E> &t, Job &job) {
   const simmim_problem &p = t.p;
   const int64_t height = t.rows_of_strip(), width = t.columns_of_panel(), strips = (p.n + height - 1) / height;
@@ -342,8 +405,10 @@ template <class E, class Job> void for_each_tile(const Typed<E> &t, Job &job) {
       for (int64_t first = 0; first < p.m; first += width) {
         take_panel(t, panel, *strip, first);
         job.shares[me]->clear();
-        for (int64_t s = strips * me / team; s < strips * (me + 1) / team; ++s) {
-          take_strip(t, *strip, s * height, std::min(height, p.n - s * height));
+        const int64_t reach = t.symmetric ? (panel.first + panel.count + height - 1) / height : strips;
+        for (int64_t s = 0; s < reach; ++s) {
+          if (!deals(t.symmetric, s, strips, team, me)) continue;
+          take_strip(t, *strip, panel, s * height, std::min(height, p.n - s * height));
           job.add_tile(*strip, panel, *job.shares[me]);
         }
 #pragma omp barrier
@@ -384,29 +449,31 @@ template <class E> struct Forward {
 
   const Typed<E> &t;
   const bool exponential;
-  T *const rows, *const columns, *const joints, *const entropies, *const kept;
+  T *const rows, *const columns;  // of symmetric scores one of the two, and the other's place afterwards
+  T *const joints, *const entropies, *const kept;
   Buffer<T> row_most;
   std::vector<std::unique_ptr<Share>> shares;
 
   Forward(const Typed<E> &problem, const simmim_values &v)
-      : t(problem), exponential(t.p.function == SIMMIM_LOGSUMEXP), rows(static_cast<T *>(v.rows)),
-        columns(static_cast<T *>(v.columns)), joints(static_cast<T *>(v.joint)),
-        entropies(static_cast<T *>(v.entropies)), kept(static_cast<T *>(v.scores)), row_most(allocate<T>(exponential && rows ? t.p.n : 0)) {
+      : t(problem), exponential(t.p.function == SIMMIM_LOGSUMEXP), 
+        rows(static_cast<T *>(t.symmetric && !v.rows ? v.columns : v.rows)), columns(static_cast<T *>(v.columns)),
+        joints(static_cast<T *>(v.joint)), entropies(static_cast<T *>(v.entropies)), kept(static_cast<T *>(v.scores)),
+        row_most(allocate<T>(exponential && rows ? t.p.n : 0)) {
     if (rows) std::fill_n(rows, t.p.n, T(0));
     if (exponential && rows) std::fill_n(row_most.get(), t.p.n, -infinity<T>);
   }
 
   void add_tile(Strip<E> &strip, const Panel<E> &panel, Share &mine) {
+    const bool by_column = t.symmetric || columns;
     multiply_tile(t, strip, panel);
     if (exponential)
-      add_exponentials(t, strip, panel, Sums<T>{row_most.get(), rows}, mine.sums(), rows != nullptr, columns != nullptr,
-                       joints, kept, mine.scratch.get(), mine.scratch.get() + mine.width);
+      add_exponentials(t, strip, panel, Sums<T>{row_most.get(), rows}, mine.sums(), rows != nullptr, by_column, joints, kept, mine.scratch.get(), mine.scratch.get() + mine.width);
     else
-      add_values(t, strip, panel, rows, columns ? mine.total.get() : nullptr);
+      add_values(t, strip, panel, rows, by_column ? mine.total.get() : nullptr);
   }
 
   void merge(const Panel<E> &panel, int64_t j, int64_t team) {
-    if (!columns) return;
+    if (!t.symmetric && !columns) return;
     Sums<T> merged = shares[0]->sums();
     for (int64_t k = 1; k < team; ++k) {
       const Sums<T> other = shares[k]->sums();
@@ -415,16 +482,23 @@ template <class E> struct Forward {
       else
         merged.total[j] += other.total[j];
     }
-    columns[panel.first + j] = exponential ? merged.result(j) : merged.total[j];
+    const int64_t column = panel.first + j;
+    if (!t.symmetric)
+      columns[column] = exponential ? merged.result(j) : merged.total[j];
+    else if (exponential)
+      Sums<T>{row_most.get(), rows}.add(column, merged.most[j], merged.total[j]);
+    else
+      rows[column] += merged.total[j];
   }
 
   void run() {
     for_each_tile(t, *this);
     if (exponential && rows)
       for (int64_t i = 0; i < t.p.n; ++i) rows[i] = Sums<T>{row_most.get(), rows}.result(i);
+    if (t.symmetric && columns && columns != rows) std::copy_n(rows, t.p.n, columns);
     if (!entropies) return;
     T *to = entropies;
-    for (const T *others : {rows, columns})
+    for (const T *others : {t.symmetric && rows == columns ? nullptr : rows, columns})
       for (int64_t i = 0; others && i < t.p.n; ++i) *to++ = entropy(others[i], joints[i]);
   }
 };
@@ -432,13 +506,14 @@ template <class E> struct Forward {
 // Upstream gradients and statistics by side, as the weights want them.
 template <class T> struct Upstream {
   const T *rows, *columns, *grad_rows, *grad_columns, *grad_joint = nullptr, *scores;
-  Buffer<T> made;
+  Buffer<T> made, both;
 
   Upstream(const simmim_problem &p, const simmim_gradients &g)
       : rows(static_cast<const T *>(g.rows)), columns(static_cast<const T *>(g.columns)),
         grad_rows(static_cast<const T *>(g.grad_rows)), grad_columns(static_cast<const T *>(g.grad_columns)),
         scores(static_cast<const T *>(g.scores)) {
     if (g.grad_entropies) take_entropies(p.n, p.m, static_cast<const T *>(g.joint), static_cast<const T *>(g.grad_entropies));
+    if (p.symmetric) add_mirrored(p.n, g.total);
   }
 
 private:
@@ -456,6 +531,15 @@ private:
     if (rows) take(rows, of_rows);
     if (columns) take(columns, of_columns);
     grad_rows = of_rows, grad_columns = of_columns, grad_joint = of_joint;
+  }
+
+  // Of symmetric scores: G_ij + G_ji, which is alike by row and by column. The total's weights wait for no gradient.
+  void add_mirrored(int64_t n, bool total) {
+    both = allocate<T>(n);
+    for (int64_t i = 0; i < n; ++i)
+      both[i] = total ? T(1) : (grad_rows ? grad_rows[i] : T(0)) + (grad_columns ? grad_columns[i] : T(0));
+    rows = columns = rows ? rows : columns;
+    grad_rows = grad_columns = both.get();
   }
 };
 
@@ -521,27 +605,28 @@ void weigh(const Typed<E> &t, const Upstream<Sum<E>> &u, Weights<Sum<E>> &w, Str
   else
     for (int64_t j = 0; j < panel.columns; ++j)
       w.column_factor[j] = u.grad_columns && j < panel.count ? u.grad_columns[panel.first + j] : T(0);
-  const int64_t end = std::max(panel.columns, panel.rows);
+  const int64_t from = strip.from, end = std::max(panel.columns, panel.rows);
   T values[panel_columns];
   for (int64_t i = 0; i < strip.rows; ++i) {
     T *s = strip.scores.get() + i * strip.stride;
     if (i >= strip.count) {
-      std::fill_n(s, end, T(0));
+      std::fill(s + from, s + end, T(0));
       continue;
     }
     const int64_t row = strip.first + i;
     const T bias = t.row_bias ? t.row_bias[row] : T(0);
     const T *kept = u.scores ? u.scores + row * t.kept_row + panel.first : nullptr;
     const T reference = u.rows ? Weights<T>::usable(u.rows[row]) : infinity<T>;
-    T factor = total ? T(1) : u.grad_rows ? u.grad_rows[row] : T(0);
+    T factor = u.grad_rows ? u.grad_rows[row] : T(total ? 1 : 0);
     if (exponential && w.shared) factor *= u.rows ? std::exp(w.reference - reference) : T(0);
     const int64_t joint = u.grad_joint ? joint_of(t, panel, row) : -1;
     T of_joint = 0;
     if (joint >= 0) {
       const T score = t.clamped ? s[joint] * t.scale + (panel.bias[joint] + bias) : T(0);
-      if (!t.clamped || (score >= t.lo && score <= t.hi)) of_joint = u.grad_joint[row];
+      if (!t.clamped || (score >= t.lo && score <= t.hi))
+        of_joint = u.grad_joint[row] + (t.symmetric ? u.grad_joint[panel.first + joint] : T(0));
     }
-    for (int64_t j = 0; j < panel.columns; j += lanes) {
+    for (int64_t j = from; j < panel.columns; j += lanes) {
       const Vector<T> raw = kept ? load(kept + j) : unclamped_score(t, panel, s, j, bias);
       const Vector<T> clamped = clamped_score(t, raw);
       if (total) store(values + j, function_of<T>(t.p.function, clamped));
@@ -550,17 +635,21 @@ void weigh(const Typed<E> &t, const Upstream<Sum<E>> &u, Weights<Sum<E>> &w, Str
       if (t.clamped) g = (raw >= all(t.lo)) & (raw <= all(t.hi)) ? g : Vector<T>{};
       store(s + j, g);
     }
-    leave_out(t, panel, row, s, end, T(0));
+    leave_out(t, panel, row, s, from, end, T(0));
     if (joint >= 0) s[joint] += of_joint;
+    // As a pair of its row and of its column, each of which the products add up.
+    const int64_t diagonal = diagonal_of(t, panel, row);
+    if (diagonal >= 0) s[diagonal] /= 2;
     if (total) {
-      leave_out(t, panel, row, values, panel.columns, T(0));
+      leave_out(t, panel, row, values, from, panel.columns, T(0));
       Vector<T> sum{};
-      for (int64_t j = 0; j < panel.columns; j += lanes) sum += load(values + j);
-      *total += double(sum_of<T>(sum));
+      for (int64_t j = from; j < panel.columns; j += lanes) sum += load(values + j);
+      const double once = double(sum_of<T>(sum));
+      *total += !t.symmetric ? once : 2 * once - (diagonal >= 0 ? double(values[diagonal]) : 0);
     }
     if (drow || dcol) {
       Vector<T> sum{};
-      for (int64_t j = 0; j < panel.columns; j += lanes) {
+      for (int64_t j = from; j < panel.columns; j += lanes) {
         sum += load(s + j);
         if (dcol) store(dcol + j, load(dcol + j) + load(s + j));
       }
@@ -577,7 +666,7 @@ template <class E> void round_weights(Strip<E> &strip, const Panel<E> &panel) {
     for (int64_t i = 0; i < strip.rows; i += 2) {
       const float *scores = strip.scores.get() + i * stride;
       bfloat16 *rows = strip.by_row.get() + i * stride, *pairs = strip.by_column.get() + i * stride;
-      for (int64_t j = 0; j < std::max(panel.columns, panel.rows); j += 16) {
+      for (int64_t j = strip.from; j < std::max(panel.columns, panel.rows); j += 16) {
         const __m256i first = (__m256i)_mm512_cvtneps_pbh((__m512)load(scores + j));
         const __m256i second = (__m256i)_mm512_cvtneps_pbh((__m512)load(scores + stride + j));
         _mm256_storeu_si256((__m256i *)(rows + j), first);
@@ -595,12 +684,14 @@ template <class E>
 void add_row_gradients(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, Sum<E> *dx, double *dscale) {
   using T = Sum<E>;
   T *gradient = strip.gradient.get();
+  const int64_t columns = panel.columns - strip.from;
+  const E *packed = panel.packed.get() + strip.from * block_columns<E>;
   if constexpr (Operand<E>::step == 1)
-    multiply<E>(strip.rows, t.width, panel.columns, strip.scores.get(), strip.stride, 1, panel.packed.get(), gradient,
-                t.width, false);
+    multiply<E>(strip.rows, t.width, columns, strip.scores.get() + strip.from, strip.stride, 1, packed, panel.columns,
+                gradient, t.width, false);
   else
-    multiply<E>(strip.rows, t.width, panel.columns, strip.by_row.get(), strip.stride, Operand<E>::step,
-                panel.packed.get(), gradient, t.width, false);
+    multiply<E>(strip.rows, t.width, columns, strip.by_row.get() + strip.from, strip.stride, Operand<E>::step, packed,
+                panel.columns, gradient, t.width, false);
   for (int64_t i = 0; i < strip.count; ++i) {
     const T *row = gradient + i * t.width;
     if (dscale) {
@@ -611,7 +702,7 @@ void add_row_gradients(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel
     }
     if (!dx) continue;
     T *to = dx + (strip.first + i) * t.p.d;
-    if (panel.first == 0)
+    if (panel.first == 0 && !t.symmetric)
       for (int64_t k = 0; k < t.p.d; ++k) to[k] = t.scale * row[k];
     else
       for (int64_t k = 0; k < t.p.d; ++k) to[k] += t.scale * row[k];
@@ -622,11 +713,15 @@ void add_row_gradients(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel
 template <class E>
 void add_column_gradients(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, Sum<E> *dy, bool add) {
   pack(strip.x.get(), strip.rows, t.width, strip.rows, strip.packed.get());
+  const int64_t from = strip.from, rows = panel.rows - from;
+  if (!add) std::fill_n(dy, from * t.width, Sum<E>(0));
+  dy += from * t.width;
   if constexpr (Operand<E>::step == 1)
-    multiply<E>(panel.rows, t.width, strip.rows, strip.scores.get(), 1, strip.stride, strip.packed.get(), dy, t.width, add);
+    multiply<E>(rows, t.width, strip.rows, strip.scores.get() + from, 1, strip.stride, strip.packed.get(), strip.rows,
+                dy, t.width, add);
   else
-    multiply<E>(panel.rows, t.width, strip.rows, strip.by_column.get(), Operand<E>::step, Operand<E>::step * strip.stride,
-                strip.packed.get(), dy, t.width, add);
+    multiply<E>(rows, t.width, strip.rows, strip.by_column.get() + Operand<E>::step * from, Operand<E>::step,
+                Operand<E>::step * strip.stride, strip.packed.get(), strip.rows, dy, t.width, add);
 }
 
 template <class E> struct Backward {
@@ -641,7 +736,7 @@ template <class E> struct Backward {
     Weights<T> weights;
     Buffer<T> dy, dcol;
     Share(const Typed<E> &t, const Backward &job)
-        : width(t.columns_of_panel()), weights(width), dy(allocate<T>(job.dy ? width * t.width : 0)),
+        : width(t.columns_of_panel()), weights(width), dy(allocate<T>(job.wants_columns() ? width * t.width : 0)),
           dcol(allocate<T>(width)) {}
     void clear() {
       empty = true;
@@ -659,30 +754,37 @@ template <class E> struct Backward {
         dx(static_cast<T *>(g.dx)), dy(static_cast<T *>(g.dy)), drow(static_cast<T *>(g.drow)),
         dcol(static_cast<T *>(g.dcol)), dscale(static_cast<T *>(g.dscale)), total(static_cast<T *>(g.total)) {
     if (drow) std::fill_n(drow, t.p.n, T(0));
+    if (dx && t.symmetric) std::fill_n(dx, t.p.n * t.p.d, T(0));
   }
 
+  // Whether the columns' gradients are made: of symmetric scores they belong to dx.
+  bool wants_columns() const { return t.symmetric ? dx : dy; }
+
   void add_tile(Strip<E> &strip, const Panel<E> &panel, Share &mine) {
+    T *const by_column = (t.symmetric ? drow : dcol) ? mine.dcol.get() : nullptr;
     if (!u.scores) multiply_tile(t, strip, panel);
-    weigh(t, u, mine.weights, strip, panel, drow, dcol ? mine.dcol.get() : nullptr, total ? &mine.total : nullptr);
+    weigh(t, u, mine.weights, strip, panel, drow, by_column, total ? &mine.total : nullptr);
     round_weights(strip, panel);
     if (dx || dscale) add_row_gradients(t, strip, panel, dx, dscale ? &mine.dscale : nullptr);
-    if (dy) add_column_gradients(t, strip, panel, mine.dy.get(), !mine.empty);
+    if (wants_columns()) add_column_gradients(t, strip, panel, mine.dy.get(), !mine.empty);
     mine.empty = false;
   }
 
   void merge(const Panel<E> &panel, int64_t j, int64_t team) {
     const int64_t d = t.p.d, column = panel.first + j;
+    T *const of_weights = t.symmetric ? drow : dcol, *to = t.symmetric ? dx : dy;
+    if (to) to += column * d;
     T weights = 0;
-    bool added = false;
+    bool added = t.symmetric;
     for (int64_t k = 0; k < team; ++k) {
       const Share &share = *shares[k];
       if (share.empty) continue;
       weights += share.dcol[j];
-      for (int64_t f = 0; dy && f < d; ++f)
-        dy[column * d + f] = (added ? dy[column * d + f] : T(0)) + t.scale * share.dy[j * t.width + f];
+      for (int64_t f = 0; to && f < d; ++f)
+        to[f] = (added ? to[f] : T(0)) + t.scale * share.dy[j * t.width + f];
       added = true;
     }
-    if (dcol) dcol[column] = weights;
+    if (of_weights) of_weights[column] = (t.symmetric ? of_weights[column] : T(0)) + weights;
   }
 
   void run() {

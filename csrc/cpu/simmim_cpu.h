@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 /* Counts the changes of this file, so that a library built from another one is not taken for this one's. */
-#define SIMMIM_INTERFACE 3
+#define SIMMIM_INTERFACE 4
 int simmim_interface(void);
 
 enum simmim_dtype { SIMMIM_FLOAT32, SIMMIM_FLOAT64, SIMMIM_BFLOAT16, SIMMIM_FLOAT16 };
@@ -29,6 +29,7 @@ typedef struct {
   int32_t dtype;    /* of x and y */
   int32_t function;
   int32_t joint;
+  int32_t symmetric; /* 1: y is x, col_bias row_bias and col_ids row_ids, and so are the positives' positives the rows */
   int32_t threads;
   double scale, lo, hi;
   const void *row_bias, *col_bias;         /* or NULL */
@@ -54,6 +55,7 @@ int simmim_forward(const simmim_problem *problem, const simmim_values *values);
 
 /* Statistics and upstream gradients by side, NULL where the side is not wanted; gradients likewise.
  * grad_entropies, if not NULL, is of entropies, as long as these and in place of the sides' own; joint is as it was made.
+ * Of a symmetric problem dx and drow take the gradients of both sides, and dy and dcol are NULL.
  * total, if not NULL, takes the sum of the function over all pairs, and the weights are then its derivative alone. */
 typedef struct {
   const void *rows, *columns, *grad_rows, *grad_columns;

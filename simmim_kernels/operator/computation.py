@@ -48,8 +48,10 @@ def gradients(
     needs: list[bool],
 ) -> list[Tensor | None]:
     """Of `problem.differentiable`, in its dtypes; `grad_joint` is empty where the joint scores have no part in it."""
+    problem = problem.with_needs(needs)
     with without_autocast(problem.x.device):
         found = BACKENDS[backend].backward(problem, rows, columns, grad_rows, grad_columns, needs)
+        found = _of_both_places(problem, found)
         if len(grad_joint):
             add_joint_gradients(problem, found, grad_joint)
     return cast_gradients(problem, found)
@@ -57,9 +59,19 @@ def gradients(
 
 def total_and_gradients(problem: Problem, backend: str, needs: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
     """The sum of a pointwise function over all pairs, and its gradients, which wait for their factor."""
+    problem = problem.with_needs(needs)
     with without_autocast(problem.x.device):
         value, found = BACKENDS[backend].value_and_gradients(problem, needs)
-    return value, cast_gradients(problem, found, total_gradient_dtype)
+    return value, cast_gradients(problem, _of_both_places(problem, found), total_gradient_dtype)
+
+
+def _of_both_places(problem: Problem, found: list[Tensor | None]) -> list[Tensor | None]:
+    """A mirrored problem's gradients: those by y and col_bias, where a backend made them, go into the others."""
+    if not problem.mirrored:
+        return found
+    dx, dy, drow, dcol, *rest = found
+    sums = [of_x if of_y is None or of_x is None else of_x + of_y for of_x, of_y in ((dx, dy), (drow, dcol))]
+    return [sums[0], None, sums[1], None, *rest]
 
 
 def cast_gradients(

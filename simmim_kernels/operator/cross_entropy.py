@@ -87,6 +87,7 @@ class CrossEntropies(torch.autograd.Function):
         needs = list(ctx.needs_input_grad[2:])
         if torch.is_grad_enabled():
             return None, None, *_differentiable_gradients(problem, ctx.backend, upstream, needs)
+        problem = problem.with_needs(needs)
         with without_autocast(problem.x.device):
             found = BACKENDS[ctx.backend].cross_entropy_gradients(problem, statistics, upstream, needs)
         return None, None, *cast_gradients(problem, found)

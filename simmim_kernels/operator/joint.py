@@ -38,6 +38,8 @@ def joint_gradients(problem: Problem, upstream: Tensor) -> list[Tensor]:
 def add_joint_gradients(problem: Problem, gradients: Sequence[Tensor | None], upstream: Tensor) -> None:
     """Adds `joint_gradients` to those of `gradients` that are there, in place and in some MB of memory."""
     dx, dy, drow, dcol, dscale = gradients
+    if problem.mirrored:
+        dy, dcol = dx, drow
     (n, d), positives = problem.x.shape, problem.positives
     step = max((_BLOCK if problem.x.device.type == "cpu" else _BLOCK_ON_GPU) // d, 1)
     for rows in (slice(first, min(first + step, n)) for first in range(0, n, step)):

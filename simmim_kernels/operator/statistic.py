@@ -21,7 +21,8 @@ from .second_derivatives import second_derivatives
 
 _PROBLEM = (
     "Tensor x, Tensor y, Tensor[] parameters, Tensor? row_bias, Tensor? col_bias, Tensor? positives, "
-    "Tensor? row_ids, Tensor? col_ids, str form, str fn, str dims, float lo, float hi, str joint, bool wants_joint"
+    "Tensor? row_ids, Tensor? col_ids, str form, str fn, str dims, float lo, float hi, str joint, bool wants_joint, "
+    "bool mirrored"
 )
 
 _library = torch.library.Library("simmim_kernels", "DEF")
@@ -71,9 +72,13 @@ def _apply(arguments: tuple) -> tuple[Tensor, Tensor, Tensor]:
 
 def _arguments_of_function(arguments: tuple) -> tuple[tuple, tuple]:
     """Settings and tensors of an autograd.Function, out of the operator's arguments."""
-    x, y, parameters, *rest = arguments
+    x, y, parameters, row_bias, col_bias, *rest = arguments
+    # torch.compile takes no autograd.Function with one tensor twice.
     if y is x:
-        y = x.view_as(x)  # torch.compile takes no autograd.Function with one tensor twice.
+        y = x.view_as(x)
+    if row_bias is not None and col_bias is row_bias:
+        col_bias = row_bias.view_as(row_bias)
+    rest = [row_bias, col_bias, *rest]
     optional, settings = rest[: _TENSORS - 2], tuple(rest[_TENSORS - 2 :])
     return settings, (x, y, *optional, *parameters)
 
@@ -101,6 +106,13 @@ def _without_none(problem: Problem, gradients: Sequence[Tensor | None]) -> list[
     return [problem.x.new_empty(0) if gradient is None else gradient for gradient in gradients]
 
 
+def _made(problem: Problem, needs: list[bool]) -> list[bool]:
+    """Which gradients of `problem.differentiable` an operator makes: of a mirrored problem one for both places."""
+    if not problem.with_needs(needs).mirrored:
+        return needs
+    return [needs[0], False, needs[2], False, *needs[4:]]
+
+
 def _total(*arguments) -> tuple[Tensor, list[Tensor]]:
     *fields, backend, needs = arguments
     problem = Problem(*fields)
@@ -122,8 +134,8 @@ def _fake_backward(*arguments) -> list[Tensor]:
     *fields, _, _, _, _, _, _, needs = arguments
     problem = Problem(*fields)
     return [
-        problem.x.new_empty(0) if tensor is None or not needed else tensor.new_empty(tensor.shape)
-        for tensor, needed in zip(problem.differentiable, needs, strict=True)
+        problem.x.new_empty(0) if tensor is None or not made else tensor.new_empty(tensor.shape)
+        for tensor, made in zip(problem.differentiable, _made(problem, needs), strict=True)
     ]
 
 
@@ -131,10 +143,8 @@ def _fake_total(*arguments) -> tuple[Tensor, list[Tensor]]:
     *fields, _, needs = arguments
     problem = Problem(*fields)
     found = [
-        None
-        if tensor is None or not needed
-        else tensor.new_empty(tensor.shape, dtype=total_gradient_dtype(tensor.dtype))
-        for tensor, needed in zip(problem.differentiable, needs, strict=True)
+        None if tensor is None or not made else tensor.new_empty(tensor.shape, dtype=total_gradient_dtype(tensor.dtype))
+        for tensor, made in zip(problem.differentiable, _made(problem, needs), strict=True)
     ]
     return problem.x.new_empty((), dtype=problem.compute_dtype), _without_none(problem, found)
 
@@ -172,20 +182,24 @@ def _needs(needed: Sequence[bool]) -> list[bool]:
     return [*needed[:4], *needed[_TENSORS:]]
 
 
-def _among_inputs(gradients: Sequence[Tensor], needs: Sequence[bool]) -> tuple:
+def _among_inputs(gradients: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
     """Gradients in the places of the tensors of an autograd.Function; positives and ids have none."""
     found = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
     return *found[:4], None, None, None, *found[4:]
 
 
-def _differentiate(settings: tuple, needs: list[bool], statistics: tuple, tensors: Sequence) -> Sequence[Tensor]:
+def _differentiate(settings: tuple, needs: list[bool], statistics: tuple, tensors: Sequence) -> list[Tensor | None]:
     """Gradients from statistics = (rows, columns, grad_rows, grad_columns, grad_joint)."""
+    problem = Problem(*_operands(tensors), *settings[:-1])
     if not torch.is_grad_enabled():
         run = torch.ops.simmim_kernels.statistic_backward if is_watched() else _backward
-        return run(*_operands(tensors), *settings, *statistics, needs)
+        found = run(*_operands(tensors), *settings, *statistics, needs)
+        return [gradient if made else None for gradient, made in zip(found, _made(problem, needs), strict=True)]
     *statistics_alone, grad_joint = statistics
+    *fields, _, backend = settings
+    # Both places of a mirrored problem have gradients of their own here, each of which is differentiated once more.
+    settings = (*fields, False, backend)
     found = PairwiseStatisticBackward.apply(settings, needs, *statistics_alone, *tensors)
-    problem = Problem(*_operands(tensors), *settings[:-1])
     if not problem.wants_joint:
         return found
     with without_autocast(problem.x.device):
@@ -280,15 +294,19 @@ class PairwiseTotal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream, *_):
-        tensors, made = ctx.saved_tensors[: -len(ctx.made)], ctx.saved_tensors[-len(ctx.made) :]
+        saved = ctx.saved_tensors  # once: a checkpoint without reentry makes them anew at every look
+        tensors, made = saved[: -len(ctx.made)], saved[-len(ctx.made) :]
         needs = _needs(ctx.needs_input_grad[2:])
         if torch.is_grad_enabled() or any(need and not had for need, had in zip(needs, ctx.made, strict=True)):
             # For second derivatives the gradients are made anew, as those of row sums with one upstream gradient.
             nothing = upstream.new_empty(0)
             statistics = (nothing, nothing, upstream.expand(len(tensors[0])), nothing, nothing)
             return None, None, *_among_inputs(_differentiate(ctx.settings, needs, statistics, tensors), needs)
-        differentiable = Problem(*_operands(tensors), *ctx.settings[:-1]).differentiable
-        found = [g if t is None else (g * upstream).to(t.dtype) for g, t in zip(made, differentiable, strict=True)]
+        problem = Problem(*_operands(tensors), *ctx.settings[:-1])
+        found = [
+            (gradient * upstream).to(tensor.dtype) if there and tensor is not None else None
+            for gradient, tensor, there in zip(made, problem.differentiable, _made(problem, ctx.made), strict=True)
+        ]
         return None, None, *_among_inputs(found, needs)
 
     @staticmethod

@@ -56,6 +56,9 @@ class Problem:
     """How the joint pairs enter: "counted" as any pair, "left_out" always, "kept" whatever the ids say."""
     wants_joint: bool = False
     """Whether the joint scores of an inner product are wanted beside the statistic; no backend's business."""
+    mirrored: bool = False
+    """Whether y, col_bias and col_ids are x, row_bias and row_ids themselves: a gradient by x is then that of both
+    places, and one by y is None; biases likewise."""
 
     def arguments(self) -> tuple:
         """The fields in the order of the operator's schema."""
@@ -88,6 +91,21 @@ class Problem:
     @property
     def clamped(self) -> bool:
         return self.lo > -math.inf or self.hi < math.inf
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether pairs (i, j) and (j, i) are alike in all, so that a backend may look at one of the two.
+
+        Looks at the values of `positives`.
+        """
+        if not self.mirrored or self.joint == "counted" or self.positives is None:
+            return self.mirrored
+        return torch.equal(self.positives[self.positives], torch.arange(len(self.positives), device=self.x.device))
+
+    def with_needs(self, needs: list[bool]) -> "Problem":
+        """For gradients of some of `differentiable`: mirrored only where both places of a tensor want one."""
+        alike = needs[0] == needs[1] and needs[2] == needs[3]
+        return self if alike or not self.mirrored else self.replace(mirrored=False)
 
     @property
     def differentiable(self) -> list[Tensor | None]:

@@ -45,13 +45,13 @@ def supports(problem: Problem) -> str | None:
 class _Call:
     """One problem as the C interface takes it. Keeps the tensors that it points to alive."""
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, symmetric: bool):
         p, x, y, dtype = problem, problem.x, problem.y, problem.compute_dtype
         self.dtype = dtype
         self._kept: list[Tensor] = [x, y]
         self.struct = ProblemStruct(  # by place: names take their time, of which a small problem sees much
             x.shape[0], y.shape[0], x.shape[1], x.data_ptr(), y.data_ptr(), *x.stride(), *y.stride(),
-            _DTYPES[x.dtype], _FUNCTIONS[p.fn], _JOINT[p.joint], torch.get_num_threads(),
+            _DTYPES[x.dtype], _FUNCTIONS[p.fn], _JOINT[p.joint], symmetric, torch.get_num_threads(),
             p.parameters[0].item(), p.lo, p.hi, self.point(p.row_bias, dtype), self.point(p.col_bias, dtype),
             self.point(p.positives, torch.int64), self.point(p.row_ids, torch.int64),
             self.point(p.col_ids, torch.int64), 0 if p.row_ids is None else len(p.row_ids),
@@ -80,7 +80,7 @@ def _check(status: int) -> None:
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
-    call, rows, columns = _Call(problem), *_statistics_of(problem)
+    call, rows, columns = _Call(problem, problem.symmetric), *_statistics_of(problem)
     values = Values(rows=_address(rows), columns=_address(columns))
     _check(_library().simmim_forward(ctypes.byref(call.struct), ctypes.byref(values)))
     return rows, columns
@@ -90,7 +90,7 @@ def cross_entropies(problem: Problem, needs_gradients: bool) -> tuple[Tensor, tu
     """(1 or 2, N) of the joint pairs, which the problem leaves out; and what their gradients are made from."""
     (n, m), dtype = problem.shape, problem.compute_dtype
     keeps = needs_gradients and not problem.clamped and n * m <= KEPT_SCORES
-    call, rows, columns = _Call(problem), *_statistics_of(problem)
+    call, rows, columns = _Call(problem, problem.symmetric), *_statistics_of(problem)
     joint = torch.empty(n, dtype=dtype)
     entropies = torch.empty((problem.wants_rows + problem.wants_columns, n), dtype=dtype)
     scores = torch.empty(n * -(-m // ROW_STEP) * ROW_STEP if keeps else 0, dtype=dtype)
@@ -138,8 +138,11 @@ def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, li
 
 
 def _gradients(problem: Problem, needs: list[bool], given: dict[str, Tensor]) -> list[Tensor | None]:
-    """In the compute dtype."""
-    call = _Call(problem)
+    """In the compute dtype; of a symmetric problem those by y and col_bias are in those by x and row_bias."""
+    symmetric = problem.symmetric
+    call = _Call(problem, symmetric)
+    if symmetric:
+        needs = [needs[0], False, needs[2], False, *needs[4:]]
     made = [
         torch.empty(tensor.shape, dtype=call.dtype) if need and tensor is not None else None
         for tensor, need in zip(problem.differentiable, needs, strict=True)

@@ -23,6 +23,14 @@ def backward(
 ) -> list[Tensor | None]:
     """Gradients of `problem.differentiable`: every tile's scores again, its weights G, then G Y and G^T X."""
     exponential = problem.fn == "logsumexp"
+    if problem.symmetric:
+        # Weights G + G^T, which are alike by row and by column.
+        statistic = rows if problem.wants_rows else columns
+        upstream = (
+            grad_rows + grad_columns if problem.dims == "both" else grad_rows if problem.wants_rows else grad_columns
+        )
+        problem = problem.replace(dims="both")
+        rows, columns, grad_rows, grad_columns = statistic, statistic, upstream, upstream
     walk = walk_over(problem, LOG2E if exponential else 1.0)
     make_weights = _exponential_weights if exponential else _pointwise_weights
     weigh = make_weights(problem, rows, columns, grad_rows, grad_columns)
@@ -40,8 +48,9 @@ def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, li
     def weigh(tile: Tile) -> Tensor:
         values = psi.value(tile.scores)
         walk.fill_excluded(tile, values, 0.0)
-        total.add_(values.sum())
-        return psi.derivative(tile.scores)
+        total.add_(values.sum(), alpha=2 if tile.mirrored else 1)
+        derivative = psi.derivative(tile.scores)
+        return derivative.mul_(2) if walk.symmetric else derivative
 
     return total, _gradients(problem, walk, weigh, needs)
 
@@ -60,12 +69,14 @@ def _gradients(problem: Problem, walk: Walk, weigh: Weigh, needs: list[bool]) ->
             walk.fill_excluded(tile, g, 0.0)
             if drow is not None:
                 drow[tile.rows] += g.sum(1)
-            if dcol is not None:
+            if walk.symmetric and tile.mirrored and drow is not None:
+                drow[tile.cols] += g.sum(0)
+            elif dcol is not None:
                 dcol[tile.cols] += g.sum(0)
             gradients.add(tile, g)
         gradients.finish_strip(strip)
     dx, dy, dparameters = gradients.result()
-    found = [dx, dy, drow, dcol, *dparameters]
+    found = [dx, dy, drow, None if walk.symmetric else dcol, *dparameters]
     return [gradient if needed else None for gradient, needed in zip(found, needs, strict=True)]
 
 

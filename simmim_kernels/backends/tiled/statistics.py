@@ -1,6 +1,7 @@
 """The forward of the tiled backend: a statistic from one look at every tile of scores."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -20,30 +21,50 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
         return _pointwise_sums(problem)
     walk = walk_over(problem, LOG2E)
     reference = _fixed_reference(problem) if problem.form == "inner_product" else None
+    add = _add_running if reference is None else _add_fixed
+    if walk.symmetric:
+        sums = _LogSumExp(walk.n, walk, reference)
+        for tile in _filled(walk):
+            add(tile, sums, sums if tile.mirrored else None)
+        return _in_both_places(problem, sums.result())
     rows = _LogSumExp(walk.n if problem.wants_rows else 0, walk, reference)
     columns = _LogSumExp(walk.m if problem.wants_columns else 0, walk, reference)
-    add = _add_running if reference is None else _add_fixed
+    for tile in _filled(walk):
+        add(tile, rows if problem.wants_rows else None, columns if problem.wants_columns else None)
+    return rows.result(), columns.result()
+
+
+def _filled(walk: Walk) -> Iterator[Tile]:
+    """All tiles, with -inf for what is left out."""
     for strip in walk.strips():
         for tile in walk.tiles(strip):
             walk.fill_excluded(tile, tile.scores, -math.inf)
-            add(problem, tile, rows, columns)
-    return rows.result(), columns.result()
+            yield tile
+
+
+def _in_both_places(problem: Problem, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows' values of symmetric scores as those of rows and of columns, where these are wanted."""
+    nothing = values.new_empty(0)
+    columns = values.clone() if problem.dims == "both" else values
+    return values if problem.wants_rows else nothing, columns if problem.wants_columns else nothing
 
 
 def _pointwise_sums(problem: Problem) -> tuple[Tensor, Tensor]:
     walk = walk_over(problem)
     psi = POINTWISE[problem.fn].value
-    rows = torch.zeros(walk.n if problem.wants_rows else 0, dtype=walk.dtype, device=walk.device)
+    rows = torch.zeros(walk.n if problem.wants_rows or walk.symmetric else 0, dtype=walk.dtype, device=walk.device)
     columns = torch.zeros(walk.m if problem.wants_columns else 0, dtype=walk.dtype, device=walk.device)
     for strip in walk.strips():
         for tile in walk.tiles(strip):
             values = psi(tile.scores)
             walk.fill_excluded(tile, values, 0.0)
-            if problem.wants_rows:
+            if problem.wants_rows or walk.symmetric:
                 rows[tile.rows] += values.sum(1)
-            if problem.wants_columns:
+            if tile.mirrored:
+                rows[tile.cols] += values.sum(0)
+            elif problem.wants_columns and not walk.symmetric:
                 columns[tile.cols] += values.sum(0)
-    return rows, columns
+    return _in_both_places(problem, rows) if walk.symmetric else (rows, columns)
 
 
 def _fixed_reference(problem: Problem) -> float | None:
@@ -88,12 +109,14 @@ class _LogSumExp:
         return self.total.log2_().add_(self.maximum).mul_(1 / LOG2E)
 
 
-def _add_fixed(problem: Problem, tile: Tile, rows: _LogSumExp, columns: _LogSumExp) -> None:
+def _add_fixed(tile: Tile, rows: _LogSumExp | None, columns: _LogSumExp | None) -> None:
     """One exponential against one reference serves rows and columns."""
-    e = tile.scores.sub_(rows.maximum).exp2_()
-    if problem.wants_rows:
+    wanted = rows or columns
+    assert wanted is not None
+    e = tile.scores.sub_(wanted.maximum).exp2_()
+    if rows is not None:
         rows.total[tile.rows] += e.sum(1)
-    if problem.wants_columns:
+    if columns is not None:
         columns.total[tile.cols] += e.sum(0)
 
 
@@ -101,25 +124,25 @@ def _finite(maximum: Tensor) -> Tensor:
     return maximum.masked_fill(maximum.isinf(), 0)
 
 
-def _add_running(problem: Problem, tile: Tile, rows: _LogSumExp, columns: _LogSumExp) -> None:
+def _add_running(tile: Tile, rows: _LogSumExp | None, columns: _LogSumExp | None) -> None:
     """Each row against its own maximum within the tile; columns out of the same exponentials where that is safe.
 
     sum_i 2^(s_ij - ref) = sum_i 2^(s_ij - m_i) 2^(m_i - ref) is a matrix-vector product. It loses what underflowed
     in a row, 2^-63 of that row's maximum, so it serves a column whose own maximum is within 2^-30 of the tile's.
     """
     s = tile.scores
-    column_maximum = s.amax(0) if problem.wants_columns else None
-    if problem.wants_rows:
+    column_maximum = None if columns is None else s.amax(0)
+    if rows is not None:
         maximum = s.amax(1)
         shift = _finite(maximum)
-        if column_maximum is not None:
+        if columns is not None and column_maximum is not None:
             reference = maximum.max()
             if not bool(reference - column_maximum.min() <= 30):
                 columns.add(tile.cols, column_maximum, (s - _finite(column_maximum)).exp2_().sum(0))
                 column_maximum = None
         e = flush(s.sub_(shift[:, None]).exp2_())
         rows.add(tile.rows, maximum, e.sum(1))
-        if column_maximum is not None:
+        if columns is not None and column_maximum is not None:
             columns.add(tile.cols, reference.expand_as(column_maximum), torch.exp2(maximum - reference) @ e)
-    elif column_maximum is not None:
+    elif columns is not None and column_maximum is not None:
         columns.add(tile.cols, column_maximum, s.sub_(_finite(column_maximum)).exp2_().sum(0))

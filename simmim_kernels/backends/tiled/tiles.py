@@ -28,19 +28,27 @@ class Tile(NamedTuple):
     scores: Tensor
     outside: Tensor | None
     """True where the clamp is active; only where gradients are wanted."""
+    mirrored: bool
+    """Whether it stands for its mirror image, too: one beside the diagonal of symmetric scores."""
 
 
 class Walk:
-    """Visits the tiles of a problem strip by strip. `unit` multiplies every score (LOG2E for base 2)."""
+    """Visits the tiles of a problem strip by strip. `unit` multiplies every score (LOG2E for base 2).
+
+    Of symmetric scores it visits the tiles on the diagonal, which are square, and those to the right of them.
+    """
 
     def __init__(self, problem: Problem, unit: float = 1.0):
         self.problem, self.unit = problem, unit
+        self.symmetric = problem.symmetric
         # A clamp acts in natural units, so that a score on its bound is seen there.
         self.product_unit = 1.0 if problem.clamped else unit
         self.dtype, self.device = problem.compute_dtype, problem.x.device
         self.n, self.m = problem.shape
         self.parameters = [parameter.to(self.dtype) for parameter in problem.parameters]
         self.row_step, self.col_step = self._tile_shape()
+        if self.symmetric:
+            self.col_step = self.row_step
         self._id_ranges = _id_ranges(problem, self.row_step, self.col_step)
 
     def _tile_shape(self) -> tuple[int, int]:
@@ -56,7 +64,7 @@ class Walk:
 
     def tiles(self, rows: slice, gradients: bool = False) -> Iterator[Tile]:
         p = self.problem
-        for start in range(0, self.m, self.col_step):
+        for start in range(rows.start if self.symmetric else 0, self.m, self.col_step):
             cols = slice(start, min(start + self.col_step, self.m))
             s = self._products(rows, cols)
             if p.row_bias is not None:
@@ -67,7 +75,7 @@ class Walk:
             if p.clamped:
                 outside = ~((s >= p.lo) & (s <= p.hi)) if gradients else None
                 s.clamp_(p.lo, p.hi).mul_(self.unit)
-            yield Tile(rows, cols, s, outside)
+            yield Tile(rows, cols, s, outside, mirrored=self.symmetric and start > rows.start)
 
     def fill_excluded(self, tile: Tile, values: Tensor, fill: float) -> None:
         """Overwrites the entries of `values` (a tile's shape) that stand for excluded pairs."""
@@ -132,44 +140,53 @@ class _InnerProductWalk(Walk):
 class _InnerProductGradients:
     """Sums G Y and G^T X over tiles: dx one strip at a time, dy, transposed, in one (d, M) buffer.
 
-    X^T G has the long rows of G for its columns, as the fast product wants them, where G^T X does not.
+    X^T G has the long rows of G for its columns, as the fast product wants them, where G^T X does not. Of symmetric
+    scores, whose weights are those of a pair and of its mirror image, a strip of dx takes in its columns of dy.
     """
 
     def __init__(self, walk: _InnerProductWalk, needs: list[bool]):
         self.walk, p = walk, walk.problem
         self.need_x, self.need_y, self.need_scale = needs[0], needs[1], needs[4]
         self.dx = torch.empty(p.x.shape, dtype=p.x.dtype, device=p.x.device) if self.need_x else None
-        self.dy = torch.empty(p.y.shape[::-1], dtype=walk.dtype, device=p.y.device) if self.need_y else None
-        self.dscale: Tensor | None = None
+        self.dy = torch.zeros(p.y.shape[::-1], dtype=walk.dtype, device=p.y.device) if self.need_y else None
+        self.dscale = torch.zeros((), dtype=walk.dtype, device=p.x.device)
 
     def start_strip(self) -> None:
         self._x_transposed = self.walk._x.T.contiguous() if self.need_y else None
         self._strip: Tensor | None = None
 
     def add(self, tile: Tile, weights: Tensor) -> None:
+        walk = self.walk
         if self.need_x or self.need_scale:
-            part = times_transposed(weights, self.walk._y.T)
+            part = times_transposed(weights, walk._y.T)
+            if self.need_scale and walk.symmetric and not tile.mirrored:
+                # A diagonal tile's weights have every pair twice.
+                self._add_scale(tile.rows, part, -0.5)
             self._strip = part if self._strip is None else self._strip.add_(part)
+        if walk.symmetric and not tile.mirrored:
+            return
         if self.dy is not None and self._x_transposed is not None:
-            part = times_transposed(self._x_transposed, weights.T)
-            here = self.dy[:, tile.cols]
-            if tile.rows.start == 0:
-                here.copy_(part)
-            else:
-                here.add_(part)
+            self.dy[:, tile.cols] += times_transposed(self._x_transposed, weights.T)
+
+    def _add_scale(self, rows: slice, part: Tensor, share: float) -> None:
+        self.dscale += share * (self.walk.problem.x[rows].to(part.dtype) * part).sum()
 
     def finish_strip(self, rows: slice) -> None:
         if self._strip is None:
             return
         if self.need_scale:
-            part = (self.walk.problem.x[rows].to(self._strip.dtype) * self._strip).sum()
-            self.dscale = part if self.dscale is None else self.dscale.add_(part)
+            self._add_scale(rows, self._strip, 1.0)
         if self.dx is not None:
-            self.dx[rows] = self._strip.mul_(self.walk.parameters[0])
+            strip = self._strip.mul_(self.walk.parameters[0])
+            if self.walk.symmetric and self.dy is not None:
+                # Of these rows' columns the strips before have made all that there is.
+                strip.add_(self.dy[:, rows].T, alpha=1 / self.walk.product_unit)
+            self.dx[rows] = strip
 
     def result(self) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]:
-        dy = None if self.dy is None else self.dy.mul_(1 / self.walk.product_unit).T.contiguous()
-        return self.dx, dy, [self.dscale]
+        if self.dy is None or self.walk.symmetric:
+            return self.dx, None, [self.dscale]
+        return self.dx, self.dy.mul_(1 / self.walk.product_unit).T.contiguous(), [self.dscale]
 
 
 _TILED_MLP = ConcatenatedMLP(times_transposed)
