@@ -7,6 +7,7 @@ holds the reason.
     SIMMIM_KERNELS_NATIVE=0   leaves it out
     SIMMIM_KERNELS_NATIVE=1   fails where it cannot be built
     CXX, CXXFLAGS, LDFLAGS    mean what they mean everywhere
+    SIMMIM_KERNELS_EMULATE_TILES=1   for tests: portable kernels alone, and those on AMX's tiles with the tiles emulated
 """
 
 import os
@@ -43,11 +44,14 @@ NEON = InstructionSet("neon", vector_bytes=16, block_rows=8)
 AVX2 = InstructionSet("avx2", 32, 6, "-mavx2 -mfma -mf16c")
 AVX512 = InstructionSet("avx512", 64, 12, "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mf16c")
 AVX512_BF16 = AVX512._replace(name="avx512_bf16", flags=f"{AVX512.flags} -mavx512bf16")
+AVX512_AMX = AVX512._replace(name="avx512_amx", flags=f"{AVX512_BF16.flags} -mamx-tile -mamx-bf16")
+# What AVX512_AMX does, in plain C++: for tests.
+EMULATED_TILES = PORTABLE._replace(name="emulated_tiles", flags="-DSIMMIM_EMULATED_TILES")
 
 # By the first word of the compiler's target; elsewhere PORTABLE alone. Weakest first: of the inline functions of the
 # standard library, which several objects hold, the linker keeps the first, and that must run on every processor.
 INSTRUCTION_SETS = {
-    "x86_64": [PORTABLE, AVX2, AVX512, AVX512_BF16],
+    "x86_64": [PORTABLE, AVX2, AVX512, AVX512_BF16, *([AVX512_AMX] if sys.platform == "linux" else [])],
     "aarch64": [PORTABLE, NEON],
     "arm64": [PORTABLE, NEON],
 }
@@ -71,6 +75,8 @@ def build_library(library: Path, objects: Path) -> None:
     compiler = shlex.split(os.environ.get("CXX") or "c++")
     flags = [*FLAGS.split(), *shlex.split(os.environ.get("CXXFLAGS", ""))]
     sets = INSTRUCTION_SETS.get(run([*compiler, "-dumpmachine"]).split("-")[0], [PORTABLE])
+    if os.environ.get("SIMMIM_KERNELS_EMULATE_TILES") == "1":
+        sets = [PORTABLE, EMULATED_TILES]
 
     # The first object, which runs before any choice is made, has no instruction set's flags.
     compilations = [("dispatch", "dispatch.cpp", [f"-DSIMMIM_HAS_{each.name.upper()}" for each in sets])]

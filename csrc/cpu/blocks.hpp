@@ -9,7 +9,16 @@
 #include <immintrin.h>
 #endif
 
+#include "bfloat16.hpp"
 #include "simmim_cpu.h"
+#if defined(__AMX_BF16__) || defined(SIMMIM_EMULATED_TILES)
+#define SIMMIM_TILES
+#include "tiles.hpp"
+#endif
+// Whether there are products of bfloat16 numbers; where there are none they are taken for float32.
+#if defined(__AVX512BF16__) || defined(SIMMIM_TILES)
+#define SIMMIM_BFLOAT16_PRODUCTS
+#endif
 
 namespace SIMMIM_ISA {
 
@@ -29,22 +38,29 @@ template <class T> inline Vector<T> all(T value) { return value - Vector<T>{}; }
 
 inline int64_t round_up(int64_t size, int64_t step) { return (size + step - 1) / step * step; }
 
-// The upper half of a float32.
-struct bfloat16 {
-  uint16_t bits;
-};
-
-// How numbers of a type are multiplied: `step` neighbours along the depth of a product at once, into sums of type Sum.
+// A block is SIMMIM_BLOCK_ROWS x two vectors of sums: as many as fit in the registers beside their operands. Or it is
+// four tiles.
+//
+// How numbers of a type are multiplied: `step` neighbours along the depth of a product at once, into sums of type Sum,
+// and the depth in multiples of `depth_step`.
 template <class E> struct Operand {
   using Sum = E;
-  static constexpr int step = 1;
+  static constexpr bool tiles = false;
+  static constexpr int step = 1, depth_step = 1, block_rows = SIMMIM_BLOCK_ROWS;
   static Vector<E> product_added(Vector<E> sum, const E *a, Vector<E> b) { return sum + *a * b; }
   static Vector<E> vector(const E *from) { return load(from); }
 };
-#ifdef __AVX512BF16__
+#if defined(SIMMIM_TILES)
 template <> struct Operand<bfloat16> {
   using Sum = float;
-  static constexpr int step = 2;
+  static constexpr bool tiles = true;
+  static constexpr int step = 2, depth_step = tile_block, block_rows = tile_block;
+};
+#elif defined(__AVX512BF16__)
+template <> struct Operand<bfloat16> {
+  using Sum = float;
+  static constexpr bool tiles = false;
+  static constexpr int step = 2, depth_step = 2, block_rows = SIMMIM_BLOCK_ROWS;
   static Vector<float> product_added(Vector<float> sum, const bfloat16 *a, __m512bh b) {
     int pair;
     std::memcpy(&pair, a, sizeof pair);
@@ -55,9 +71,8 @@ template <> struct Operand<bfloat16> {
 #endif
 template <class E> using Sum = typename Operand<E>::Sum;
 
-// A block is SIMMIM_BLOCK_ROWS x two vectors of sums: as many as fit in the registers beside their operands.
-constexpr int block_rows = SIMMIM_BLOCK_ROWS;
-template <class E> constexpr int block_columns = 2 * Vectors<Sum<E>>::lanes;
+template <class E> constexpr int block_rows = Operand<E>::block_rows;
+template <class E> constexpr int block_columns = Operand<E>::tiles ? 32 : 2 * Vectors<Sum<E>>::lanes;
 
 // c = a @ b, or c += a @ b, for a block of c: a has a row every `a_row` numbers and a step of its depth every `a_step`,
 // b is packed, one step of its block after the other.
@@ -65,16 +80,16 @@ template <class E>
 inline void multiply_block(int64_t depth, const E *a, int64_t a_row, int64_t a_step, const E *b, Sum<E> *c,
                            int64_t c_row, bool add) {
   constexpr int step = Operand<E>::step, lanes = Vectors<Sum<E>>::lanes;
-  Vector<Sum<E>> sums[block_rows][2];
+  Vector<Sum<E>> sums[block_rows<E>][2];
 #pragma GCC unroll 16
-  for (int i = 0; i < block_rows; ++i) {
+  for (int i = 0; i < block_rows<E>; ++i) {
     sums[i][0] = add ? load(c + i * c_row) : Vector<Sum<E>>{};
     sums[i][1] = add ? load(c + i * c_row + lanes) : Vector<Sum<E>>{};
   }
   for (int64_t k = 0; k < depth; k += step) {
     const auto b0 = Operand<E>::vector(b), b1 = Operand<E>::vector(b + lanes * step);
 #pragma GCC unroll 16
-    for (int i = 0; i < block_rows; ++i) {
+    for (int i = 0; i < block_rows<E>; ++i) {
       sums[i][0] = Operand<E>::product_added(sums[i][0], a + i * a_row, b0);
       sums[i][1] = Operand<E>::product_added(sums[i][1], a + i * a_row, b1);
     }
@@ -82,7 +97,7 @@ inline void multiply_block(int64_t depth, const E *a, int64_t a_row, int64_t a_s
     b += 2 * lanes * step;
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < block_rows; ++i) {
+  for (int i = 0; i < block_rows<E>; ++i) {
     store(c + i * c_row, sums[i][0]);
     store(c + i * c_row + lanes, sums[i][1]);
   }
@@ -93,15 +108,16 @@ inline void multiply_block(int64_t depth, const E *a, int64_t a_row, int64_t a_s
 template <class E>
 void multiply(int64_t rows, int64_t columns, int64_t depth, const E *a, int64_t a_row, int64_t a_step, const E *b,
               int64_t b_depth, Sum<E> *c, int64_t c_row, bool add) {
+#if defined(SIMMIM_TILES)
+  if constexpr (Operand<E>::tiles) {
+    const int64_t slice = b_depth * block_columns<E>, pair = 2 * block_columns<E>;
+    multiply_tiles(rows, columns, depth, a, a_row, {b, slice, pair}, c, c_row, add);
+    return;
+  } else
+#endif
   for (int64_t j = 0; j < columns; j += block_columns<E>)
-    for (int64_t i = 0; i < rows; i += block_rows)
+    for (int64_t i = 0; i < rows; i += block_rows<E>)
       multiply_block(depth, a + i * a_row, a_row, a_step, b + j * b_depth, c + i * c_row + j, c_row, add);
-}
-
-inline float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
 }
 
 // A float16 shifted into float32's fields has an exponent 112 too small, denormal numbers included.
@@ -113,7 +129,6 @@ inline float from_float16(uint16_t half) {
   return from_bits(bits | special | uint32_t(half & 0x8000) << 16);
 }
 
-inline float number(bfloat16 value) { return from_bits(uint32_t(value.bits) << 16); }
 inline float number(float value) { return value; }
 inline double number(double value) { return value; }
 

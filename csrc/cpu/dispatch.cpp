@@ -5,11 +5,21 @@
 #include <string>
 
 #include <omp.h>
+#ifdef SIMMIM_HAS_AVX512_AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "simmim_cpu.h"
 #include "table.hpp"
 
 namespace portable { extern const Kernels table; }
+#ifdef SIMMIM_HAS_EMULATED_TILES
+namespace emulated_tiles { extern const Kernels table; }
+#endif
+#ifdef SIMMIM_HAS_AVX512_AMX
+namespace avx512_amx { extern const Kernels table; }
+#endif
 #ifdef SIMMIM_HAS_AVX512_BF16
 namespace avx512_bf16 { extern const Kernels table; }
 #endif
@@ -37,9 +47,22 @@ bool runs_avx512() {
 }
 #endif
 
+#ifdef SIMMIM_HAS_AVX512_AMX
+// Linux gives a process the tiles' registers where it asks for them: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
+// Kernels before 5.16 know no such call, and sandboxes may refuse it: an instruction on tiles is then an illegal one.
+bool runs_amx() {
+  static const bool granted = runs_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("amx-tile") &&
+                              __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  return granted;
+}
+#endif
+
 // Best first; the portable one runs wherever this file does.
 const Candidate *candidates() {
   static const Candidate all[] = {
+#ifdef SIMMIM_HAS_AVX512_AMX
+      {&avx512_amx::table, runs_amx()},
+#endif
 #ifdef SIMMIM_HAS_AVX512_BF16
       {&avx512_bf16::table, runs_avx512() && __builtin_cpu_supports("avx512bf16")},
 #endif
@@ -53,6 +76,9 @@ const Candidate *candidates() {
       {&neon::table, true},
 #endif
       {&portable::table, true},
+#ifdef SIMMIM_HAS_EMULATED_TILES
+      {&emulated_tiles::table, true},
+#endif
       {nullptr, false},
   };
   return all;

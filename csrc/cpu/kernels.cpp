@@ -33,7 +33,12 @@ namespace {
 
 // Multiples of every block's rows and columns. A strip and its tile stay in a core's own cache, a panel in the shared.
 constexpr int64_t strip_rows = 96, panel_step = SIMMIM_ROW_STEP, panel_columns = 960, panel_features = 960 * 512;
-static_assert(strip_rows % block_rows == 0 && panel_step % block_rows == 0 && panel_step % block_columns<float> == 0);
+template <class E> constexpr bool in_whole_blocks =
+    strip_rows % block_rows<E> == 0 && panel_step % block_rows<E> == 0 && panel_step % block_columns<E> == 0;
+static_assert(in_whole_blocks<float> && in_whole_blocks<double>);
+#ifdef SIMMIM_BFLOAT16_PRODUCTS
+static_assert(in_whole_blocks<bfloat16>);
+#endif
 
 // Bytes that the threads' strips, tiles and shares may take together, if not for fewer than a block of rows and
 // panel_step columns each.
@@ -97,7 +102,7 @@ template <class E> struct Typed {
         scale(T(p.scale)), lo(T(p.lo)), hi(T(p.hi)), clamped(p.lo > -infinity<double> || p.hi < infinity<double>),
         symmetric(p.symmetric),
         x{p.x, p.dtype, p.x_row, p.x_column}, y{p.y, p.dtype, p.y_row, p.y_column},
-        depth(round_up(p.d, Operand<E>::step)), width(round_up(p.d, block_columns<E>)),
+        depth(round_up(p.d, Operand<E>::depth_step)), width(round_up(p.d, block_columns<E>)),
         kept_row(round_up(p.m, panel_step)) {}
 
   // As many as there are strips for.
@@ -111,11 +116,11 @@ template <class E> struct Typed {
     return std::min(round_up(p.m, panel_step), std::max(panel_step, std::min(panel_columns, fit)));
   }
   int64_t rows_of_strip() const {
-    const int64_t fit = of_thread() / 2 / (3 * width * int64_t(sizeof(T))) / block_rows * block_rows;
+    const int64_t fit = of_thread() / 2 / (3 * width * int64_t(sizeof(T))) / block_rows<E> * block_rows<E>;
     // Of a triangle's strips the first are the longest: more of them are shared out more evenly.
     const int64_t pieces = (symmetric ? 4 : 1) * std::max(1, p.threads);
-    const int64_t even = round_up((p.n + pieces - 1) / pieces, block_rows);
-    return std::max<int64_t>(block_rows, std::min({strip_rows, fit, even}));
+    const int64_t even = round_up((p.n + pieces - 1) / pieces, block_rows<E>);
+    return std::max<int64_t>(block_rows<E>, std::min({strip_rows, fit, even}));
   }
 
 private:
@@ -165,7 +170,7 @@ template <class E> void take_panel(const Typed<E> &t, Panel<E> &panel, Strip<E> 
     panel.first = first;
     panel.count = std::min(t.p.m - first, t.columns_of_panel());
     panel.columns = round_up(panel.count, block);
-    panel.rows = round_up(panel.count, block_rows);
+    panel.rows = round_up(panel.count, block_rows<E>);
     for (int64_t j = 0; j < panel.columns; ++j)
       panel.bias[j] = t.col_bias && j < panel.count ? t.col_bias[first + j] : Sum<E>(0);
   }
@@ -179,14 +184,14 @@ template <class E> void take_panel(const Typed<E> &t, Panel<E> &panel, Strip<E> 
 }
 
 // Columns in whole blocks, as columns of the scores and as rows of dy.
-template <class E> constexpr int64_t from_step = std::lcm(block_rows, block_columns<E>);
+template <class E> constexpr int64_t from_step = std::lcm(block_rows<E>, block_columns<E>);
 
 template <class E>
 void take_strip(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, int64_t first, int64_t count) {
   strip.first = first;
   strip.count = count;
   strip.from = t.symmetric ? std::max<int64_t>(0, first - panel.first) / from_step<E> * from_step<E> : 0;
-  strip.rows = round_up(count, block_rows);
+  strip.rows = round_up(count, block_rows<E>);
   unpack(t.x, first, count, strip.rows, t.p.d, t.width, strip.x.get());
 }
 
@@ -391,6 +396,9 @@ template <class E, class Job> void for_each_tile(const Typed<E> &t, Job &job) {
 #pragma omp parallel num_threads(t.threads())
   {
     const FlushDenormals flush;
+#ifdef SIMMIM_TILES
+    [[maybe_unused]] const TileRegisters tiles;
+#endif
     const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
     std::unique_ptr<Strip<E>> strip;
     try {
@@ -660,13 +668,14 @@ void weigh(const Typed<E> &t, const Upstream<Sum<E>> &u, Weights<Sum<E>> &w, Str
 
 // Rounds a tile's weights to what products are made of, where scores are not.
 template <class E> void round_weights(Strip<E> &strip, const Panel<E> &panel) {
-#ifdef __AVX512BF16__
+#ifdef SIMMIM_BFLOAT16_PRODUCTS
   if constexpr (std::is_same_v<E, bfloat16>) {
-    const int64_t stride = strip.stride;
+    const int64_t stride = strip.stride, end = std::max(panel.columns, panel.rows);
     for (int64_t i = 0; i < strip.rows; i += 2) {
       const float *scores = strip.scores.get() + i * stride;
       bfloat16 *rows = strip.by_row.get() + i * stride, *pairs = strip.by_column.get() + i * stride;
-      for (int64_t j = strip.from; j < std::max(panel.columns, panel.rows); j += 16) {
+#ifdef __AVX512BF16__
+      for (int64_t j = strip.from; j < end; j += 16) {
         const __m256i first = (__m256i)_mm512_cvtneps_pbh((__m512)load(scores + j));
         const __m256i second = (__m256i)_mm512_cvtneps_pbh((__m512)load(scores + stride + j));
         _mm256_storeu_si256((__m256i *)(rows + j), first);
@@ -674,6 +683,12 @@ template <class E> void round_weights(Strip<E> &strip, const Panel<E> &panel) {
         const __m512i upper = _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16);
         _mm512_storeu_si512(pairs + 2 * j, _mm512_or_si512(_mm512_cvtepu16_epi32(first), upper));
       }
+#else
+      for (int64_t j = strip.from; j < end; ++j) {
+        pairs[2 * j] = rows[j] = rounded(scores[j]);
+        pairs[2 * j + 1] = rows[stride + j] = rounded(scores[stride + j]);
+      }
+#endif
     }
   }
 #endif
@@ -709,9 +724,22 @@ void add_row_gradients(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel
   }
 }
 
-// Takes a panel's products with a strip into the thread's dy.
+// Takes a panel's products with a strip into the thread's dy; by tiles, which take G for their right operand alone, into
+// its transpose.
 template <class E>
 void add_column_gradients(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, Sum<E> *dy, bool add) {
+#ifdef SIMMIM_TILES
+  if constexpr (Operand<E>::tiles) {
+    const int64_t from = strip.from, row = strip.rows, pair = Operand<E>::step * strip.stride;
+    E *turned = strip.packed.get();
+    for (int64_t i = 0; i < row; ++i)
+      for (int64_t f = 0; f < t.width; ++f) turned[f * row + i] = strip.x[i * t.width + f];
+    for (int64_t f = 0; f < t.width && !add; ++f) std::fill_n(dy + f * strip.stride, from, 0.0f);
+    const TileOperand weights{strip.by_column.get() + Operand<E>::step * from, Operand<E>::step * tile_block, pair};
+    multiply_tiles(t.width, panel.columns - from, row, turned, row, weights, dy + from, strip.stride, add);
+    return;
+  }
+#endif
   pack(strip.x.get(), strip.rows, t.width, strip.rows, strip.packed.get());
   const int64_t from = strip.from, rows = panel.rows - from;
   if (!add) std::fill_n(dy, from * t.width, Sum<E>(0));
@@ -781,7 +809,7 @@ template <class E> struct Backward {
       if (share.empty) continue;
       weights += share.dcol[j];
       for (int64_t f = 0; to && f < d; ++f)
-        to[f] = (added ? to[f] : T(0)) + t.scale * share.dy[j * t.width + f];
+        to[f] = (added ? to[f] : T(0)) + t.scale * share.dy[Operand<E>::tiles ? f * share.width + j : j * t.width + f];
       added = true;
     }
     if (of_weights) of_weights[column] = (t.symmetric ? of_weights[column] : T(0)) + weights;
@@ -812,7 +840,7 @@ template <class E> int backward(const simmim_problem &problem, const simmim_grad
 int forward_of(const simmim_problem *problem, const simmim_values *values) {
   try {
     if (problem->dtype == SIMMIM_FLOAT64) return forward<double>(*problem, *values);
-#ifdef __AVX512BF16__
+#ifdef SIMMIM_BFLOAT16_PRODUCTS
     if (problem->dtype == SIMMIM_BFLOAT16) return forward<bfloat16>(*problem, *values);
 #endif
     return forward<float>(*problem, *values);
@@ -824,7 +852,7 @@ int forward_of(const simmim_problem *problem, const simmim_values *values) {
 int backward_of(const simmim_problem *problem, const simmim_gradients *gradients) {
   try {
     if (problem->dtype == SIMMIM_FLOAT64) return backward<double>(*problem, *gradients);
-#ifdef __AVX512BF16__
+#ifdef SIMMIM_BFLOAT16_PRODUCTS
     if (problem->dtype == SIMMIM_BFLOAT16) return backward<bfloat16>(*problem, *gradients);
 #endif
     return backward<float>(*problem, *gradients);
