@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 import setup
 import simmim_kernels as sk
-from simmim_kernels.backends.native.library import instruction_sets, why_not
+from simmim_kernels.backends.native.library import in_use, why_not
 from simmim_kernels.comparison.measure import forward_backward, interleaved_seconds
 
 from .cases import clip
@@ -61,7 +61,7 @@ def peak(program) -> float:
 def test_products(d, program, peak, benchmark):
     """The three products of a tile, without all else."""
     sets = {each.name: each for every in setup.INSTRUCTION_SETS.values() for each in every}
-    flags = [*sets[instruction_sets()[0]].options, f"-I{Path(setup.__file__).parent / setup.SOURCES}"]
+    flags = [*sets[in_use()].options, f"-I{Path(setup.__file__).parent / setup.SOURCES}"]
     rate = benchmark.pedantic(program, ("native_products.cpp", flags, d), rounds=1)
     benchmark.extra_info.update({"case": "native products", "d": d, "gflops": rate, "of_peak": rate / peak})
 

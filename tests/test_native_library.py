@@ -1,5 +1,6 @@
 """A native library that is not the one that was built is a reason in a line, and never the end of the process."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -131,3 +132,15 @@ def test_one_that_was_stripped(installed):
     subprocess.run([strip, "--strip-unneeded", installed._LIBRARY], check=True)
     assert installed._LIBRARY.stat().st_size < before
     assert installed.why_not() is None
+
+
+@pytest.mark.parametrize(("choice", "said"), [("portable", None), ("mmx", "must name one of .*portable.*got 'mmx'")])
+def test_an_instruction_set_chosen_by_name(choice, said, installed, monkeypatch):
+    installed._load.cache_clear()
+    monkeypatch.setenv(installed.CHOICE, choice)
+    if said is None:
+        assert installed.in_use() == choice
+    else:
+        with pytest.warns(UserWarning, match=said):
+            assert installed.loaded() is None
+        assert re.search(said, installed.why_not())

@@ -38,6 +38,7 @@ namespace {
 struct Candidate {
   const Kernels *kernels;
   bool runs;
+  bool by_name_alone = false;  // what has not been checked on a processor that has it
 };
 
 #ifdef SIMMIM_HAS_AVX512
@@ -61,7 +62,7 @@ bool runs_amx() {
 const Candidate *candidates() {
   static const Candidate all[] = {
 #ifdef SIMMIM_HAS_AVX512_AMX
-      {&avx512_amx::table, runs_amx()},
+      {&avx512_amx::table, runs_amx(), true},
 #endif
 #ifdef SIMMIM_HAS_AVX512_BF16
       {&avx512_bf16::table, runs_avx512() && __builtin_cpu_supports("avx512bf16")},
@@ -77,7 +78,7 @@ const Candidate *candidates() {
 #endif
       {&portable::table, true},
 #ifdef SIMMIM_HAS_EMULATED_TILES
-      {&emulated_tiles::table, true},
+      {&emulated_tiles::table, true, true},
 #endif
       {nullptr, false},
   };
@@ -86,7 +87,7 @@ const Candidate *candidates() {
 
 const Kernels *best() {
   const Candidate *c = candidates();
-  while (!c->runs) ++c;
+  while (!c->runs || c->by_name_alone) ++c;
   return c->kernels;
 }
 

@@ -74,7 +74,8 @@ const char *simmim_built_for(void);
 const char *simmim_instruction_sets(void);
 /* The one of them that calls take now. */
 const char *simmim_in_use(void);
-/* Chooses one of them by name for all further calls, or the best for NULL. -1 for one that is not among them. */
+/* Chooses one of them by name for all further calls, or for NULL the best of those that have been checked on hardware.
+ * -1 for one that is not among them. */
 int simmim_choose(const char *name);
 
 /* The threads of a parallel region that asks for no number, in the calling thread: omp_get_max_threads(). Kernels ask

@@ -87,7 +87,10 @@ def _library() -> dict[str, str]:
     if reason is not None:
         return {"library": reason}
     built, here = (", ".join(names) for names in (library.built_for(), library.instruction_sets()))
-    return {"library": f"built for {built}", "instructions": f"{library.in_use()}; this processor runs {here}"}
+    said = f"{library.in_use()}; this processor runs {here}"
+    if library.instruction_sets()[0] == library.NOT_CHECKED != library.in_use():
+        said += f" ({library.NOT_CHECKED}, which has not been checked on hardware, where {library.CHOICE} names it)"
+    return {"library": f"built for {built}", "instructions": said}
 
 
 def _backends() -> dict[str, str]:

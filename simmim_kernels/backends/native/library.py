@@ -5,6 +5,8 @@ points to must outlive the call, and no longer.
 """
 
 import ctypes
+import os
+import warnings
 from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -18,6 +20,10 @@ _INTERFACE = 4
 # SIMMIM_ROW_STEP
 ROW_STEP = 96
 _LIBRARY = Path(__file__).with_name("_native.so")
+# Names the instruction set that calls run on, in place of the best of those that have been checked on hardware.
+CHOICE = "SIMMIM_KERNELS_INSTRUCTIONS"
+# The one that has not.
+NOT_CHECKED = "avx512_amx"
 # What the build leaves beside it: a digest of it, or why there is none.
 _DIGEST = Path(__file__).with_name("_native_digest.txt")
 _REASON = Path(__file__).with_name("_native_unavailable.txt")
@@ -72,6 +78,12 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         if found.simmim_interface() != _INTERFACE:
             return None, "the native library was built from other sources: build it again"
         _declare(found)
+        choice = os.environ.get(CHOICE)
+        if choice and found.simmim_choose(choice.encode()) != 0:
+            running = found.simmim_instruction_sets().decode().replace(",", ", ")
+            reason = f"{CHOICE} must name one of {running}, which this processor runs; got {choice!r}"
+            warnings.warn(f"the native kernels are not used: {reason}", stacklevel=2)
+            return None, reason
     except Damaged as damage:
         return None, f"the native library is damaged: {damage}: build it again"
     except UnicodeDecodeError as error:
