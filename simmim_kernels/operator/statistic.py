@@ -56,7 +56,8 @@ def total(problem: Problem, backend: str | None = None) -> Tensor:
         return statistic(problem, backend)[0].sum()
     needs = [t is not None and t.requires_grad for t in problem.differentiable]
     settings, tensors = _arguments_of_function((*problem.arguments(), select(problem, backend)))
-    return PairwiseTotal.apply(settings, needs, *tensors)[0]
+    function = PairwiseTotal if is_watched() else EagerTotal
+    return function.apply(settings, needs, *tensors)[0]
 
 
 def wants_gradients(problem: Problem) -> bool:
@@ -313,3 +314,18 @@ class PairwiseTotal(torch.autograd.Function):
     def vmap(info, in_dims, *arguments):
         outputs = _loop_over_batch(PairwiseTotal, info, in_dims, arguments)
         return outputs, (0,) * len(outputs)
+
+
+class EagerTotal(torch.autograd.Function):
+    """PairwiseTotal as EagerStatistic is PairwiseStatistic."""
+
+    @staticmethod
+    def forward(ctx, settings, needs, *tensors):
+        value, gradients = _total(*_operands(tensors), *settings, needs)
+        output = (value, *gradients)
+        PairwiseTotal.setup_context(ctx, (settings, needs, *tensors), output)
+        return output
+
+    @staticmethod
+    def backward(ctx, *upstream):
+        return PairwiseTotal.backward(ctx, *upstream)
