@@ -15,6 +15,7 @@ import setup
 import simmim_kernels as sk
 from simmim_kernels.backends.native.library import in_use, why_not
 from simmim_kernels.comparison.measure import forward_backward, interleaved_seconds
+from simmim_kernels.problem import Problem
 
 from .cases import clip
 
@@ -84,6 +85,29 @@ def test_clip(n, d, peak, benchmark):
     }
     benchmark.extra_info.update(found)
     benchmark.pedantic(functions["native"], rounds=1)
+
+
+@pytest.mark.parametrize(("n", "d"), [(64, 128), (512, 128), (2048, 512), (4096, 128)])
+def test_symmetric_scores(n, d, benchmark, monkeypatch):
+    """NT-Xent of 2N x 2N scores by one half of them, and by all of them as of two different tensors."""
+    inputs = clip(n, d).inputs()[:2]
+    half = Problem.symmetric
+
+    def run(symmetric: property):
+        monkeypatch.setattr(Problem, "symmetric", symmetric)
+        return forward_backward(on("native", sk.nt_xent_loss), inputs)
+
+    functions = {"half": partial(run, half), "whole": partial(run, property(lambda problem: False))}
+    seconds = interleaved_seconds(functions, 7 if n > 512 else 31)
+    found = {
+        "case": "native nt_xent",
+        "n": n,
+        "d": d,
+        "seconds": median(seconds["half"]),
+        "over_whole": ratio(seconds, "half", "whole"),
+    }
+    benchmark.extra_info.update(found)
+    benchmark.pedantic(functions["half"], rounds=1)
 
 
 def test_linear_cross_entropy(benchmark):

@@ -1,5 +1,7 @@
 """Memory grows with N, not with N^2: PyTorch's own allocations during forward and backward, counted."""
 
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from truth import BACKENDS
 
 import simmim_kernels as sk
+from simmim_kernels.backends.native.library import why_not
 from simmim_kernels.comparison.measure import extra_bytes, forward_backward
 
 MB = 2**20
@@ -62,3 +65,34 @@ def test_the_reference_does_materialise_so_that_this_measure_can_fail():
     x, y = pair(2048, 8)
     with sk.use_backend("reference"):
         assert extra_bytes(lambda: forward_backward(LOSSES["clip"], (x, y))) > 16 * MB
+
+
+@pytest.mark.skipif(why_not() is not None, reason=f"the native library: {why_not()}")
+@pytest.mark.skipif(sys.platform != "linux", reason="getrusage counts in kilobytes on Linux")
+def test_many_threads_share_a_bounded_workspace():
+    """The process's own peak on 96 threads, each of which has strips: 64 MB, and 12 for the threads themselves.
+
+    Where every thread had as much as one of two has, it would be 280 MB.
+    """
+    peaks = {}
+    for threads in (1, 96):
+        command = [sys.executable, "-c", _PEAK, str(threads)]
+        peaks[threads] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert peaks[1] < peaks[96] < peaks[1] + 76 * 2**20
+
+
+# Of a child of its own, since a process's peak never falls. x's rows are 96 for each of 96 threads.
+_PEAK = """
+import resource, sys, torch
+import simmim_kernels as sk
+
+torch.set_num_threads(int(sys.argv[1]))
+x, y = torch.randn(96 * 96, 512, requires_grad=True), torch.randn(960, 512, requires_grad=True)
+def step(rows):
+    value = sk.PairwiseScores(x[:rows], y, scale=0.05).logsumexp(1, backend="native").sum()
+    torch.autograd.grad(value, (x, y))
+step(1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+step(len(x))
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
