@@ -4,10 +4,13 @@
 #include <cstring>
 #include <string>
 
-#include <omp.h>
+#ifdef SIMMIM_HAS_AVX2
+#include <cpuid.h>
+#endif
 
 #include "simmim_cpu.h"
 #include "table.hpp"
+#include "threads.hpp"
 
 namespace portable { extern const Kernels table; }
 #ifdef SIMMIM_HAS_AVX512_BF16
@@ -30,10 +33,18 @@ struct Candidate {
   bool runs;
 };
 
+#ifdef SIMMIM_HAS_AVX2
+// By CPUID for F16C, of which clang before 18 cannot ask; whether the system saves these registers, "avx2" asks.
+bool runs_avx2() {
+  unsigned a, b, c, d;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) &&
+         (c & bit_F16C);
+}
+#endif
 #ifdef SIMMIM_HAS_AVX512
 bool runs_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
 #endif
 
@@ -47,7 +58,7 @@ const Candidate *candidates() {
       {&avx512::table, runs_avx512()},
 #endif
 #ifdef SIMMIM_HAS_AVX2
-      {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+      {&avx2::table, runs_avx2()},
 #endif
 #ifdef SIMMIM_HAS_NEON
       {&neon::table, true},
@@ -105,6 +116,14 @@ __attribute__((visibility("default"))) const char *simmim_instruction_sets(void)
 }
 
 __attribute__((visibility("default"))) const char *simmim_in_use(void) { return kernels().name; }
+
+__attribute__((visibility("default"))) int simmim_openmp(void) {
+#ifdef _OPENMP
+  return _OPENMP;
+#else
+  return 0;
+#endif
+}
 
 __attribute__((visibility("default"))) int simmim_openmp_threads(void) { return omp_get_max_threads(); }
 
