@@ -1,8 +1,8 @@
 """Builds the native CPU library where that is possible; pyproject.toml says all else about the package.
 
-It needs a C++17 compiler with OpenMP, but neither Python's headers nor PyTorch's: it is a plain shared library, loaded
-with ctypes, and one wheel serves every Python 3. Where it cannot be built the package is installed without it, and
-holds the reason.
+It needs a C++17 compiler, but neither Python's headers nor PyTorch's: it is a plain shared library, loaded with ctypes,
+and one wheel serves every Python 3. With OpenMP it has threads; where the compiler has none, a library of one thread is
+built. Where it cannot be built the package is installed without it, and holds the reason.
 
     SIMMIM_KERNELS_NATIVE=0   leaves it out
     SIMMIM_KERNELS_NATIVE=1   fails where it cannot be built
@@ -44,6 +44,7 @@ NEON = InstructionSet("neon", vector_bytes=16, block_rows=8)
 AVX2 = InstructionSet("avx2", 32, 6, "-mavx2 -mfma -mf16c")
 AVX512 = InstructionSet("avx512", 64, 12, "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mf16c")
 AVX512_BF16 = AVX512._replace(name="avx512_bf16", flags=f"{AVX512.flags} -mavx512bf16")
+# Where the system gives processes its registers, which of those here Linux does, and the compiler knows it (GCC 11 does).
 AVX512_AMX = AVX512._replace(name="avx512_amx", flags=f"{AVX512_BF16.flags} -mamx-tile -mamx-bf16")
 # What AVX512_AMX does, in plain C++: for tests.
 EMULATED_TILES = PORTABLE._replace(name="emulated_tiles", flags="-DSIMMIM_EMULATED_TILES")
@@ -51,12 +52,32 @@ EMULATED_TILES = PORTABLE._replace(name="emulated_tiles", flags="-DSIMMIM_EMULAT
 # By the first word of the compiler's target; elsewhere PORTABLE alone. Weakest first: of the inline functions of the
 # standard library, which several objects hold, the linker keeps the first, and that must run on every processor.
 INSTRUCTION_SETS = {
-    "x86_64": [PORTABLE, AVX2, AVX512, AVX512_BF16, *([AVX512_AMX] if sys.platform == "linux" else [])],
+    "x86_64": [PORTABLE, AVX2, AVX512, AVX512_BF16, AVX512_AMX],
     "aarch64": [PORTABLE, NEON],
     "arm64": [PORTABLE, NEON],
 }
 
-FLAGS = "-std=c++17 -O3 -fopenmp -fvisibility=hidden -fPIC"
+FLAGS = "-std=c++17 -O3 -fvisibility=hidden -fPIC"
+# After the user's: link-time optimisation would merge the sets' objects before the linker can keep the weakest first.
+NO_LTO = "-fno-lto"
+
+
+class OpenMP(NamedTuple):
+    flags: str  # of compiler and linker
+    libraries: str = ""
+
+
+# The first that makes a library. Apple's clang has OpenMP's front end alone, and leaves the library, LLVM's, to others.
+OPENMP = [OpenMP("-fopenmp"), OpenMP("-Xclang -fopenmp", "-lomp"), OpenMP("")]
+OPENMP_SOURCE = """
+#include <omp.h>
+int threads() {
+  int count = 0;
+#pragma omp parallel reduction(+ : count)
+  count += omp_get_num_threads() > 0;
+  return count;
+}
+"""
 SOURCES = Path("csrc/cpu")
 PACKAGE = "simmim_kernels.backends.native"
 LIBRARY = "_native.so"
@@ -72,9 +93,28 @@ class Unavailable(Exception):
 def build_library(library: Path, objects: Path) -> None:
     if sys.platform == "win32":
         raise Unavailable("there is no build for Windows")
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
-    flags = [*FLAGS.split(), *shlex.split(os.environ.get("CXXFLAGS", ""))]
-    sets = INSTRUCTION_SETS.get(run([*compiler, "-dumpmachine"]).split("-")[0], [PORTABLE])
+    compiler, compiler_flags, linker_flags = (
+        shlex.split(os.environ.get(name, "")) for name in ("CXX", "CXXFLAGS", "LDFLAGS")
+    )
+    compiler = compiler or ["c++"]
+    machine = run([*compiler, "-dumpmachine"]).strip()
+    objects.mkdir(parents=True, exist_ok=True)
+
+    def takes(contents: str, flags: str, libraries: str = "") -> bool:
+        """Whether the compiler makes a library of a source with these flags beside the user's."""
+        source = objects / "probe.cpp"
+        source.write_text(contents, encoding="ascii")
+        command = [*compiler, *FLAGS.split(), *compiler_flags, *flags.split(), "-shared", str(source), *linker_flags]
+        return execute([*command, *libraries.split(), "-o", str(source.with_suffix(".so"))]).returncode == 0
+
+    openmp = next(each for each in OPENMP if not each.flags or takes(OPENMP_SOURCE, *each))
+    if not openmp.flags:
+        print(f"{shlex.join(compiler)} has no OpenMP: the native library will have one thread", flush=True)
+    last = [NO_LTO] if takes("", NO_LTO) else []
+    flags = [*FLAGS.split(), *openmp.flags.split(), *compiler_flags, *last]
+    sets = INSTRUCTION_SETS.get(machine.split("-")[0], [PORTABLE])
+    if "linux" not in machine or not takes("", AVX512_AMX.flags):
+        sets = [each for each in sets if each != AVX512_AMX]
     if os.environ.get("SIMMIM_KERNELS_EMULATE_TILES") == "1":
         sets = [PORTABLE, EMULATED_TILES]
 
@@ -88,21 +128,25 @@ def build_library(library: Path, objects: Path) -> None:
         run([*compiler, *flags, *own_flags, "-c", str(SOURCES / source), "-o", str(target)])
         return str(target)
 
-    objects.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         linked = list(pool.map(compiled, compilations))
-    run([*compiler, *flags, "-shared", *linked, *shlex.split(os.environ.get("LDFLAGS", "")), "-o", str(library)])
+    linker_flags = [*linker_flags, *openmp.libraries.split(), *last]
+    run([*compiler, *flags, "-shared", *linked, *linker_flags, "-o", str(library)])
 
 
-def run(command: list[str]) -> str:
+def execute(command: list[str]) -> subprocess.CompletedProcess[str]:
     print(shlex.join(command), flush=True)
     try:
         # In English, for the search below.
-        result = subprocess.run(
+        return subprocess.run(
             command, capture_output=True, text=True, errors="replace", env={**os.environ, "LC_ALL": "C"}
         )
     except OSError as error:
         raise Unavailable(f"no C++ compiler: {command[0]}: {error.strerror}") from None
+
+
+def run(command: list[str]) -> str:
+    result = execute(command)
     print(result.stderr, end="", file=sys.stderr, flush=True)
     if result.returncode:
         lines = result.stderr.splitlines() or [f"exit status {result.returncode}"]

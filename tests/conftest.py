@@ -1,4 +1,6 @@
+import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +37,15 @@ def _nan_in_fresh_memory():
 def _nothing_is_held(monkeypatch):
     """Small problems go to a backend too: theirs is the code under test."""
     monkeypatch.setattr("simmim_kernels.operator.held.HELD_SCORES", 0)
+
+
+@pytest.fixture
+def setup_py():
+    """What builds the native library, as a module."""
+    spec = importlib.util.spec_from_file_location("setup_of_simmim_kernels", Path(__file__).parents[1] / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

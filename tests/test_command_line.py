@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -295,7 +297,8 @@ def test_info_lists_every_backend(capsys):
 
 def test_info_names_instruction_sets_and_threads(capsys, monkeypatch):
     found = {"built_for": ("avx512", "avx2", "portable"), "instruction_sets": ("avx2", "portable")}
-    for name, value in {**found, "in_use": "avx2", "openmp_threads": torch.get_num_threads(), "why_not": None}.items():
+    found |= {"in_use": "avx2", "openmp_threads": torch.get_num_threads(), "has_openmp": True, "why_not": None}
+    for name, value in found.items():
         monkeypatch.setattr(library, name, lambda value=value: value)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(info, "_cores", lambda: torch.get_num_threads() + 3)
@@ -309,6 +312,66 @@ def test_info_names_instruction_sets_and_threads(capsys, monkeypatch):
     )
     assert lines["on cpu"].startswith("native is the fastest, and calls run on it; it has ")
     assert lines["on cpu"].endswith(f"by OMP_NUM_THREADS: 3 of {threads + 3} cores stay idle")
+
+
+def test_info_says_that_the_library_has_no_openmp(capsys, monkeypatch):
+    found = {"built_for": ("portable",), "instruction_sets": ("portable",), "in_use": "portable", "openmp_threads": 1}
+    for name, value in {**found, "has_openmp": False, "why_not": None}.items():
+        monkeypatch.setattr(library, name, lambda value=value: value)
+    monkeypatch.setattr(info, "_cores", lambda: 4)
+    monkeypatch.setattr(info, "select", lambda problem: "native")
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    lines = lines_of_info(capsys)
+    assert lines["library"] == "built for portable; built without OpenMP: one thread"
+    assert lines["threads"] == (
+        f"PyTorch {torch.get_num_threads()}; the native kernels 1, built without OpenMP; OMP_NUM_THREADS=4"
+    )
+    assert lines["on cpu"] == "calls run on native; it has 1 thread, built without OpenMP: 3 of 4 cores stay idle"
+
+
+@pytest.mark.parametrize(
+    ("mapped", "said"),
+    [
+        (
+            ("/torch/lib/libgomp.so.1", "/usr/lib/libomptarget.so", "/usr/lib/libm.so.6"),
+            "/torch/lib/libgomp.so.1",
+        ),
+        (
+            ("/a b/libomp.so.5", "/sklearn.libs/libgomp-e985.so.1.0.0", "/opt/intel/libiomp5.so"),
+            "/a b/libomp.so.5, /opt/intel/libiomp5.so, /sklearn.libs/libgomp-e985.so.1.0.0: 3 different ones, "
+            "each with threads of its own, which get in each other's way",
+        ),
+        ((), "none is loaded"),
+        (None, f"what of it is loaded is not known on {platform.system()}"),
+    ],
+    ids=["one", "three", "none", "no maps"],
+)
+def test_info_names_openmps_runtimes(mapped, said, tmp_path, monkeypatch):
+    maps = tmp_path / "maps"
+    if mapped is not None:
+        line = "7f57-7f58 r-xp 00000000 fe:00 5392224                    {}\n7f58-7f59 rw-p 00000000 00:00 0\n"
+        maps.write_text("".join(2 * line.format(path) for path in mapped))
+    monkeypatch.setattr(info, "_MAPS", maps)
+    assert info._openmp() == said
+
+
+@pytest.mark.skipif(sys.platform != "linux" or library.why_not() is not None, reason="of libraries that Linux maps")
+def test_info_sees_a_second_openmp(tmp_path):
+    """A copy of PyTorch's in another place is another one, as a wheel's own is."""
+    first = info._OPENMP.findall(info._MAPS.read_text())[0]
+    copy = shutil.copy(first, tmp_path / "libgomp-copy.so.1")
+    program = (
+        "import ctypes, sys; from simmim_kernels.commands.info import info; print('different ones' in info()); "
+        "ctypes.CDLL(sys.argv[1]); print(info())"
+    )
+    # Python's own environment, without the COLUMNS that readline sets behind its back.
+    done = subprocess.run(
+        [sys.executable, "-c", program, copy], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
+    before, after = done.stdout.split("\n", 1)
+    assert before == "False"
+    assert str(copy) in after
+    assert ": 2 different ones, " in after
 
 
 def test_info_says_why_the_fastest_is_not_what_runs(capsys, monkeypatch):

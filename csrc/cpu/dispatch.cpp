@@ -4,14 +4,17 @@
 #include <cstring>
 #include <string>
 
-#include <omp.h>
 #ifdef SIMMIM_HAS_AVX512_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#ifdef SIMMIM_HAS_AVX2
+#include <cpuid.h>
+#endif
 
 #include "simmim_cpu.h"
 #include "table.hpp"
+#include "threads.hpp"
 
 namespace portable { extern const Kernels table; }
 #ifdef SIMMIM_HAS_EMULATED_TILES
@@ -41,10 +44,18 @@ struct Candidate {
   bool by_name_alone = false;  // what has not been checked on a processor that has it
 };
 
+#ifdef SIMMIM_HAS_AVX2
+// By CPUID for F16C, of which clang before 18 cannot ask; whether the system saves these registers, "avx2" asks.
+bool runs_avx2() {
+  unsigned a, b, c, d;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) &&
+         (c & bit_F16C);
+}
+#endif
 #ifdef SIMMIM_HAS_AVX512
 bool runs_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
 #endif
 
@@ -52,8 +63,11 @@ bool runs_avx512() {
 // Linux gives a process the tiles' registers where it asks for them: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
 // Kernels before 5.16 know no such call, and sandboxes may refuse it: an instruction on tiles is then an illegal one.
 bool runs_amx() {
-  static const bool granted = runs_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("amx-tile") &&
-                              __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  constexpr unsigned bf16 = 1u << 22, tile = 1u << 24;  // CPUID 7.0, EDX
+  unsigned a, b, c, d;
+  static const bool granted = runs_avx512() && __builtin_cpu_supports("avx512bf16") &&
+                              __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & bf16) && (d & tile) &&
+                              syscall(SYS_arch_prctl, 0x1023, 18) == 0;
   return granted;
 }
 #endif
@@ -71,7 +85,7 @@ const Candidate *candidates() {
       {&avx512::table, runs_avx512()},
 #endif
 #ifdef SIMMIM_HAS_AVX2
-      {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+      {&avx2::table, runs_avx2()},
 #endif
 #ifdef SIMMIM_HAS_NEON
       {&neon::table, true},
@@ -132,6 +146,14 @@ __attribute__((visibility("default"))) const char *simmim_instruction_sets(void)
 }
 
 __attribute__((visibility("default"))) const char *simmim_in_use(void) { return kernels().name; }
+
+__attribute__((visibility("default"))) int simmim_openmp(void) {
+#ifdef _OPENMP
+  return _OPENMP;
+#else
+  return 0;
+#endif
+}
 
 __attribute__((visibility("default"))) int simmim_openmp_threads(void) { return omp_get_max_threads(); }
 

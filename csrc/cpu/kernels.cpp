@@ -19,13 +19,13 @@
 #include <type_traits>
 #include <vector>
 
-#include <omp.h>
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
 #include "blocks.hpp"
 #include "table.hpp"
+#include "threads.hpp"
 #include "vector_math.hpp"
 
 namespace SIMMIM_ISA {

@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 /* Counts the changes of this file, so that a library built from another one is not taken for this one's. */
-#define SIMMIM_INTERFACE 4
+#define SIMMIM_INTERFACE 5
 int simmim_interface(void);
 
 enum simmim_dtype { SIMMIM_FLOAT32, SIMMIM_FLOAT64, SIMMIM_BFLOAT16, SIMMIM_FLOAT16 };
@@ -78,8 +78,10 @@ const char *simmim_in_use(void);
  * -1 for one that is not among them. */
 int simmim_choose(const char *name);
 
+/* The OpenMP that this build has, as its _OPENMP says, or 0: calls then run on one thread, whatever their problem asks. */
+int simmim_openmp(void);
 /* The threads of a parallel region that asks for no number, in the calling thread: omp_get_max_threads(). Kernels ask
- * for the number in their problem. */
+ * for the number in their problem. 1 without OpenMP. */
 int simmim_openmp_threads(void);
 
 #ifdef __cplusplus

@@ -2,10 +2,12 @@
 
 import os
 import platform
+import re
 import shutil
 import sys
 import textwrap
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -18,6 +20,9 @@ from ..version import __version__
 _FASTEST = {"cpu": "native", "cuda": "triton"}
 # In the order in which PyTorch heeds them.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# The files that Linux has mapped into this process, and GNU's, LLVM's and Intel's OpenMP among them.
+_MAPS = Path("/proc/self/maps")
+_OPENMP = re.compile(r"/\S.*/lib(?:gomp|omp|iomp5)[-.][^/\n]*")
 
 
 def info() -> str:
@@ -76,8 +81,10 @@ def _cores() -> int:
 
 def _threads() -> str:
     said, openmp = f"PyTorch {torch.get_num_threads()}", library.openmp_threads()
-    if openmp is not None:
+    if library.has_openmp():
         said += f", which the native kernels take too; OpenMP by itself {openmp}"
+    elif openmp is not None:
+        said += f"; the native kernels {openmp}, built without OpenMP"
     given = [f"{name}={os.environ[name]}" for name in _THREAD_VARIABLES if os.environ.get(name)]
     return f"{said}; {', '.join(given)}" if given else said
 
@@ -90,7 +97,23 @@ def _library() -> dict[str, str]:
     said = f"{library.in_use()}; this processor runs {here}"
     if library.instruction_sets()[0] == library.NOT_CHECKED != library.in_use():
         said += f" ({library.NOT_CHECKED}, which has not been checked on hardware, where {library.CHOICE} names it)"
-    return {"library": f"built for {built}", "instructions": said}
+    without = "" if library.has_openmp() else "; built without OpenMP: one thread"
+    return {
+        "library": f"built for {built}{without}",
+        "instructions": said,
+        "openmp": _openmp(),
+    }
+
+
+def _openmp() -> str:
+    """The runtimes in this process, once PyTorch and the native library are."""
+    if not _MAPS.exists():
+        return f"what of it is loaded is not known on {platform.system()}"
+    found = sorted(set(_OPENMP.findall(_MAPS.read_text(errors="replace"))))
+    said = ", ".join(found) or "none is loaded"
+    if len(found) < 2:
+        return said
+    return f"{said}: {len(found)} different ones, each with threads of its own, which get in each other's way"
 
 
 def _backends() -> dict[str, str]:
@@ -118,6 +141,8 @@ def _fastest_on(device: torch.device) -> str:
         return f"{fastest}, but nothing runs: {_first_line(error)}"
     except RuntimeError as error:
         return f"cannot be used: {_first_line(error)}"
+    if runs == "native" and not library.has_openmp():
+        return f"calls run on native{_idle_cores()}"
     if runs == fastest:
         return f"{fastest} is the fastest, and calls run on it{_idle_cores() if device.type == 'cpu' else ''}"
     module, asked = BACKENDS[fastest], asked_for()[0]
@@ -129,9 +154,11 @@ def _fastest_on(device: torch.device) -> str:
 
 def _idle_cores() -> str:
     threads, cores = torch.get_num_threads(), _cores()
+    given = next((f" by {name}" for name in _THREAD_VARIABLES if os.environ.get(name)), "")
+    if not library.has_openmp():
+        threads, given = 1, ", built without OpenMP"
     if threads == cores:
         return ""
-    given = next((f" by {name}" for name in _THREAD_VARIABLES if os.environ.get(name)), "")
     few = f"{cores - threads} of {cores} cores stay idle" if threads < cores else f"that is more than the {cores} cores"
     return f"; it has {threads} thread{'s' if threads > 1 else ''}{given}: {few}"
 

@@ -16,7 +16,7 @@ import torch  # noqa: F401  loads its OpenMP, which the library then takes too: 
 from .integrity import Damaged, digest
 
 # SIMMIM_INTERFACE of csrc/cpu/simmim_cpu.h, which this file follows.
-_INTERFACE = 4
+_INTERFACE = 5
 # SIMMIM_ROW_STEP
 ROW_STEP = 96
 _LIBRARY = Path(__file__).with_name("_native.so")
@@ -116,8 +116,8 @@ def _declare(loaded: ctypes.CDLL) -> None:
         names.argtypes, names.restype = (), c_char_p
     loaded.simmim_choose.argtypes = (c_char_p,)
     loaded.simmim_choose.restype = c_int
-    loaded.simmim_openmp_threads.argtypes = ()
-    loaded.simmim_openmp_threads.restype = c_int
+    for counts in (loaded.simmim_openmp, loaded.simmim_openmp_threads):
+        counts.argtypes, counts.restype = (), c_int
 
 
 def built_for() -> tuple[str, ...]:
@@ -138,11 +138,17 @@ def in_use() -> str | None:
     return None if found is None else found.simmim_in_use().decode()
 
 
-def openmp_threads() -> int | None:
-    """OpenMP's own number of threads in the calling thread, as the library sees it. None without a library.
+def has_openmp() -> bool:
+    """Whether the library was built with OpenMP. Without, calls run on one thread. False without a library."""
+    found = loaded()
+    return found is not None and found.simmim_openmp() != 0
 
-    The kernels ask OpenMP for `torch.get_num_threads()`, whatever this says. Where the library has PyTorch's OpenMP, as
-    it should, `torch.set_num_threads` sets both.
+
+def openmp_threads() -> int | None:
+    """OpenMP's own number of threads in the calling thread, as the library sees it; 1 where that was built without.
+
+    None without a library. The kernels ask OpenMP for `torch.get_num_threads()`, whatever this says. Where the library
+    has PyTorch's OpenMP, as it should, `torch.set_num_threads` sets both.
     """
     found = loaded()
     return None if found is None else found.simmim_openmp_threads()
