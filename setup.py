@@ -44,7 +44,7 @@ NEON = InstructionSet("neon", vector_bytes=16, block_rows=8)
 AVX2 = InstructionSet("avx2", 32, 6, "-mavx2 -mfma -mf16c")
 AVX512 = InstructionSet("avx512", 64, 12, "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mf16c")
 AVX512_BF16 = AVX512._replace(name="avx512_bf16", flags=f"{AVX512.flags} -mavx512bf16")
-# Where the system gives processes its registers, which of those here Linux does, and the compiler knows it (GCC 11 does).
+# Where the system gives processes its registers, as Linux does, and the compiler knows it, as GCC 11 does.
 AVX512_AMX = AVX512._replace(name="avx512_amx", flags=f"{AVX512_BF16.flags} -mamx-tile -mamx-bf16")
 # What AVX512_AMX does, in plain C++: for tests.
 EMULATED_TILES = PORTABLE._replace(name="emulated_tiles", flags="-DSIMMIM_EMULATED_TILES")
