@@ -39,6 +39,8 @@ def supports(problem: Problem) -> str | None:
         return f"the kernels run on the CPU; operands are on {problem.x.device}"
     if problem.fn not in _FUNCTIONS:
         return f"the function {problem.fn!r} has no native kernel"
+    if problem.grouped:
+        return "pairs within groups have no native kernel"
     return None
 
 
