@@ -29,6 +29,8 @@ namespace {
 
 // Multiples of every block's rows and columns. A strip and its tile stay in a core's own cache, a panel in the shared.
 constexpr int64_t strip_rows = 96, panel_step = SIMMIM_ROW_STEP, panel_columns = 960, panel_features = 960 * 512;
+// Of pairs within groups: the narrower a tile, the fewer pairs of other groups share it with those that are in.
+constexpr int64_t group_columns = panel_step;
 static_assert(strip_rows % block_rows == 0 && panel_step % block_rows == 0 && panel_step % block_columns<float> == 0);
 
 // Spread of a tile's references for which one exponential serves rows and columns: in nats, far within float32.
@@ -94,7 +96,8 @@ template <class E> struct Typed {
   int threads() const { return std::max(1, p.threads); }
   int64_t columns_of_panel() const {
     const int64_t fit = panel_features / width / panel_step * panel_step;
-    return std::min(round_up(p.m, panel_step), std::max(panel_step, std::min(panel_columns, fit)));
+    const int64_t most = std::min(p.grouped ? group_columns : panel_columns, fit);
+    return std::min(round_up(p.m, panel_step), std::max(panel_step, most));
   }
   int64_t rows_of_strip() const {
     return std::min(strip_rows, round_up((p.n + threads() - 1) / threads(), block_rows));
@@ -107,11 +110,13 @@ template <class E> struct Panel {
   int64_t columns = 0, rows = 0;  // as columns of the scores, and as rows of dy, in whole blocks
   Buffer<E> transposed, packed;
   Buffer<Sum<E>> bias;
+  Buffer<int64_t> least_id, most_id;  // (ids), of its columns
 
   Panel(const Typed<E> &t, bool differentiates)
       : transposed(allocate<E>(t.columns_of_panel() * t.depth)),
         packed(differentiates ? allocate<E>(t.columns_of_panel() * t.width) : nullptr),
-        bias(allocate<Sum<E>>(t.columns_of_panel())) {}
+        bias(allocate<Sum<E>>(t.columns_of_panel())), least_id(allocate<int64_t>(t.p.ids)),
+        most_id(allocate<int64_t>(t.p.ids)) {}
 };
 
 // A strip of rows and its tile of scores, which become weights; a thread has one.
@@ -146,6 +151,11 @@ template <class E> void take_panel(const Typed<E> &t, Panel<E> &panel, Strip<E> 
     panel.rows = round_up(panel.count, block_rows);
     for (int64_t j = 0; j < panel.columns; ++j)
       panel.bias[j] = t.col_bias && j < panel.count ? t.col_bias[first + j] : Sum<E>(0);
+    for (int64_t k = 0; k < t.p.ids; ++k) {
+      const int64_t *ids = t.p.col_ids + k * t.p.m + first;
+      const auto ends = std::minmax_element(ids, ids + panel.count);
+      panel.least_id[k] = *ends.first, panel.most_id[k] = *ends.second;
+    }
   }
 #pragma omp for schedule(static)
   for (int64_t j = 0; j < panel.columns; j += block) {
@@ -178,10 +188,19 @@ void leave_out(const Typed<E> &t, const Panel<E> &panel, int64_t row, Sum<E> *va
   const Sum<E> of_joint = special && p.joint == SIMMIM_KEPT ? values[joint] : fill;
   for (int64_t k = 0; k < p.ids; ++k) {
     const int64_t id = p.row_ids[k * p.n + row], *ids = p.col_ids + k * p.m + panel.first;
-    for (int64_t j = 0; j < panel.count; ++j) values[j] = ids[j] == id ? fill : values[j];
+    const bool in_if = p.grouped && k == 0;
+    if (!in_if && (id < panel.least_id[k] || id > panel.most_id[k])) continue;
+    for (int64_t j = 0; j < panel.count; ++j) values[j] = (ids[j] == id) == in_if ? values[j] : fill;
   }
   if (special) values[joint] = of_joint;
   for (int64_t j = panel.count; j < end; ++j) values[j] = fill;
+}
+
+// Whether a strip's and a panel's groups show that all pairs of the tile are left out.
+template <class E> bool is_left_out(const Typed<E> &t, const Panel<E> &panel, int64_t first, int64_t count) {
+  if (!t.p.grouped || t.p.joint == SIMMIM_KEPT) return false;
+  const auto ends = std::minmax_element(t.p.row_ids + first, t.p.row_ids + first + count);
+  return *ends.first > panel.most_id[0] || *ends.second < panel.least_id[0];
 }
 
 // The tile's products; scale, biases and clamp come row by row.
@@ -343,7 +362,9 @@ template <class E, class Job> void for_each_tile(const Typed<E> &t, Job &job) {
         take_panel(t, panel, *strip, first);
         job.shares[me]->clear();
         for (int64_t s = strips * me / team; s < strips * (me + 1) / team; ++s) {
-          take_strip(t, *strip, s * height, std::min(height, p.n - s * height));
+          const int64_t count = std::min(height, p.n - s * height);
+          if (!job.looks_at_joints() && is_left_out(t, panel, s * height, count)) continue;
+          take_strip(t, *strip, s * height, count);
           job.add_tile(*strip, panel, *job.shares[me]);
         }
 #pragma omp barrier
@@ -395,6 +416,8 @@ template <class E> struct Forward {
     if (rows) std::fill_n(rows, t.p.n, T(0));
     if (exponential && rows) std::fill_n(row_most.get(), t.p.n, -infinity<T>);
   }
+
+  bool looks_at_joints() const { return joints; }
 
   void add_tile(Strip<E> &strip, const Panel<E> &panel, Share &mine) {
     multiply_tile(t, strip, panel);
@@ -659,7 +682,12 @@ template <class E> struct Backward {
         dx(static_cast<T *>(g.dx)), dy(static_cast<T *>(g.dy)), drow(static_cast<T *>(g.drow)),
         dcol(static_cast<T *>(g.dcol)), dscale(static_cast<T *>(g.dscale)), total(static_cast<T *>(g.total)) {
     if (drow) std::fill_n(drow, t.p.n, T(0));
+    // What tiles that are left out add nothing to.
+    if (t.p.grouped && dx) std::fill_n(dx, t.p.n * t.p.d, T(0));
+    if (t.p.grouped && dy) std::fill_n(dy, t.p.m * t.p.d, T(0));
   }
+
+  bool looks_at_joints() const { return u.grad_joint; }
 
   void add_tile(Strip<E> &strip, const Panel<E> &panel, Share &mine) {
     if (!u.scores) multiply_tile(t, strip, panel);

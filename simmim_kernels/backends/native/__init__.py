@@ -39,8 +39,6 @@ def supports(problem: Problem) -> str | None:
         return f"the kernels run on the CPU; operands are on {problem.x.device}"
     if problem.fn not in _FUNCTIONS:
         return f"the function {problem.fn!r} has no native kernel"
-    if problem.grouped:
-        return "pairs within groups have no native kernel"
     return None
 
 
@@ -56,7 +54,7 @@ class _Call:
             _DTYPES[x.dtype], _FUNCTIONS[p.fn], _JOINT[p.joint], torch.get_num_threads(),
             p.parameters[0].item(), p.lo, p.hi, self.point(p.row_bias, dtype), self.point(p.col_bias, dtype),
             self.point(p.positives, torch.int64), self.point(p.row_ids, torch.int64),
-            self.point(p.col_ids, torch.int64), 0 if p.row_ids is None else len(p.row_ids),
+            self.point(p.col_ids, torch.int64), 0 if p.row_ids is None else len(p.row_ids), p.grouped,
         )  # fmt: skip
 
     def point(self, tensor: Tensor | None, dtype: torch.dtype) -> int | None:

@@ -14,7 +14,7 @@ import torch  # noqa: F401  loads its OpenMP, which the library then takes too: 
 from .integrity import Damaged, digest
 
 # SIMMIM_INTERFACE of csrc/cpu/simmim_cpu.h, which this file follows.
-_INTERFACE = 3
+_INTERFACE = 4
 # SIMMIM_ROW_STEP
 ROW_STEP = 96
 _LIBRARY = Path(__file__).with_name("_native.so")
@@ -31,7 +31,7 @@ class ProblemStruct(ctypes.Structure):
         *((name, c_int32) for name in ("dtype", "function", "joint", "threads")),
         *((name, c_double) for name in ("scale", "lo", "hi")),
         *((name, c_void_p) for name in ("row_bias", "col_bias", "positives", "row_ids", "col_ids")),
-        ("ids", c_int64),
+        *((name, c_int64) for name in ("ids", "grouped")),
     )
 
 
