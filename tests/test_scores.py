@@ -17,6 +17,10 @@ OPTIONS = [
     {"ids": 2, "joint": "kept"},
     {"ids": 3, "joint": "kept", "positives": True},
     {"ids": 1, "joint": "left_out", "positives": True},
+    {"groups": 1},
+    {"groups": 2, "ids": 3},
+    {"groups": 1, "ids": 1, "joint": "left_out", "positives": True},
+    {"groups": 2, "ids": 2, "joint": "kept"},
 ]
 
 
@@ -135,6 +139,26 @@ def test_exclusions_are_not_limited_to_small_ids():
     assert_close(got.logsumexp(1), (x @ x.T).masked_fill(mask, -math.inf).logsumexp(1))
     assert torch.equal(got.count(1), (~mask).sum(1))
     assert torch.equal(got.exclude(ids.roll(1), ids).count(1), (~(mask | (ids.roll(1)[:, None] == ids))).sum(1))
+
+
+def test_groups_add_up_with_each_other_and_with_six_exclusions():
+    x = torch.randn(40, 3).double()
+    columns = torch.arange(40)
+    got, mask = sk.DotCritic()(x, x), torch.zeros(40, 40, dtype=torch.bool)
+    for k in range(2, 8):
+        ids = columns % k * 2**58
+        rows = ids.roll(k)
+        got, mask = got.exclude(rows, ids), mask | (rows[:, None] == ids)
+        if k % 3 == 0:
+            rows, ids = columns // (7 * k) - 2**62, columns // (5 * k) - 2**62
+            got, mask = got.within(rows, ids), mask | (rows[:, None] != ids)
+    assert 0 < (~mask).sum() < 40**2 / 4
+    assert torch.equal(got.dense().isneginf(), mask)
+    for dim in (0, 1, (0, 1)):
+        assert torch.equal(got.count(dim), (~mask).sum(dim))
+    for backend in BACKENDS:
+        sums = got.sum(1, fn="square", backend=backend)
+        assert_close(sums, (x @ x.T).square().masked_fill(mask, 0).sum(1))
 
 
 def test_false_negatives_leave_the_joint_pair_in():

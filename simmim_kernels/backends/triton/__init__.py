@@ -42,8 +42,6 @@ def supports(problem: Problem) -> str | None:
         return f"the form {problem.form!r} has no Triton kernel"
     if problem.fn not in _FUNCTIONS:
         return f"the function {problem.fn!r} has no Triton kernel"
-    if problem.grouped:
-        return "pairs within groups have no Triton kernel"
     if problem.x.dtype == torch.float64:
         return "float64 operands have no Triton kernel"
     return _cannot_run_on(problem.x.device)
