@@ -18,13 +18,17 @@ OPTIONS = [
     {"ids": 3, "joint": "kept", "positives": True},
     {"ids": 1, "joint": "left_out", "positives": True},
     {"groups": 1},
-    {"groups": 2, "ids": 3},
+    {"groups": 1, "joint": "kept"},
+]
+# Which leave some rows and columns empty.
+SPARSE = [
     {"groups": 1, "ids": 1, "joint": "left_out", "positives": True},
+    {"groups": 2, "ids": 3},
     {"groups": 2, "ids": 2, "joint": "kept"},
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", [*OPTIONS, *SPARSE], ids=str)
 @pytest.mark.parametrize(("n", "m"), [(13, 17), (1, 5), (40, 40)])
 def test_count(n, m, options):
     case = Case(n, m, 3, **options)
@@ -81,6 +85,24 @@ def test_cross_entropy(n, m, options, backend, hold):
         assert_close(again.detach(), value.detach())
     found = gradients(weighted(both[0]) + weighted(both[1].sin()), case.tensors)
     truth = gradients(weighted(want[0]) + weighted(want[1].sin()), wide)
+    for name in truth:
+        assert_close(found[name], truth[name], name=name)
+
+
+@pytest.mark.parametrize("backend", ["held", *BACKENDS])
+@pytest.mark.parametrize("positives", [False, True])
+def test_cross_entropy_within_groups_that_keep_joint_pairs(positives, backend, hold):
+    """Of joint pairs in tiles that the groups leave out whole: their scores are wanted all the same."""
+    backend = hold() if backend == "held" else backend
+    case = Case(300, 310, 3, groups=1, joint="kept", positives=positives)
+    case.row_groups, case.col_groups = torch.arange(300)[None] // 10, torch.arange(310)[None] // 10 + 4
+    wide = case.upcast()
+    column = torch.arange(300) if case.column is None else case.column
+    s = case.dense(wide)
+    want = s.masked_fill(case.mask(), -math.inf).logsumexp(1) - s[torch.arange(300), column]
+    got = case.scores(sk).cross_entropy(1, backend=backend)
+    assert_close(got.detach(), want.detach())
+    found, truth = gradients(weighted(got), case.tensors), gradients(weighted(want), wide)
     for name in truth:
         assert_close(found[name], truth[name], name=name)
 
