@@ -74,6 +74,7 @@ def problems() -> Iterator[tuple[str, Problem, str]]:
         ids = {"row_ids": _meta(2, 4096, dtype=torch.int64), "col_ids": _meta(2, 4096, dtype=torch.int64)}
         options = {"positives": _meta(4096, dtype=torch.int64), "joint": "kept", "lo": -5.0, "hi": 5.0}
         yield f"all options bf16 d={d}", meta_problem(d, half, dims="both", **bias, **ids, **options), "highest"
+        yield f"groups bf16 d={d}", meta_problem(d, half, dims="rows", grouped=True, **bias, **ids), "highest"
     for d in (64, 256, 768):
         yield (
             f"siglip bf16 d={d}",

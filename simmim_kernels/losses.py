@@ -17,6 +17,7 @@ from .operator.cross_entropy import cross_entropy_from_others
 from .problem import compute_dtype, validation
 from .problem.ids import dense_ranks
 from .scores import PairwiseScores, autocast
+from .supervised_contrast import supervised_contrast
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -115,22 +116,17 @@ def supcon_loss(
     """Supervised contrastive loss (Khosla et al. 2020, L_out, eq. 2); features (N, d), integer labels (N,).
 
     Every other row of an anchor's class is a positive. The mean runs over the anchors that have one; the others
-    contribute 0. The mean score of the positives is x_i . (the mean of its class without x_i): linear time.
+    contribute 0. What is left of the loss of a trained model, log of the number of positives apart, keeps its digits
+    (supervised_contrast.py): scores within a class are made in float32 at least, also under autocast.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     validation.positive(temperature, "temperature")
     validation.features(features, "features")
-    ranks = dense_ranks(validation.integers(labels, "labels", len(features), features))
-    x = F.normalize(features, dim=1)
-    scale = _inverse(temperature, x)
-    index = torch.arange(len(x), device=x.device)
-    everyone = PairwiseScores(x, x, scale=scale).exclude(index, index).logsumexp(1)
-    z = x.to(everyone.dtype)
-    class_sums = torch.zeros_like(z).index_add(0, ranks, z)
-    class_sizes = torch.zeros_like(everyone).index_add(0, ranks, torch.ones_like(everyone))
-    others = class_sizes[ranks] - 1
-    joint = scale * (z * (class_sums[ranks] - z)).sum(1) / others.clamp(min=1)
-    return _reduce_over(everyone - joint, others > 0, reduction, empty=0.0)
+    classes = dense_ranks(validation.integers(labels, "labels", len(features), features))
+    with without_autocast(features.device):
+        x = F.normalize(features.to(compute_dtype(features.dtype)), dim=1)
+    values, counted = supervised_contrast(x, classes, _inverse(temperature, x), features.dtype)
+    return _reduce_over(values, counted, reduction, empty=0.0)
 
 
 def dcl_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.1, reduction: str = "mean") -> Tensor:

@@ -12,10 +12,10 @@ from .operator.cross_entropy import cross_entropies
 from .operator.joint import joint_scores
 from .operator.statistic import statistic, total
 from .problem import Problem, validation
-from .problem.ids import excluded_counts
+from .problem.ids import excluded_counts, joint_ranks
 from .problem.pointwise import POINTWISE
 
-# Counting pairs looks at every subset of the exclusions, so their number is limited.
+# Counting pairs looks at every subset of the exclusions, so that their number is limited.
 _MOST_EXCLUSIONS = 6
 
 Dim = int | tuple[int, int]
@@ -128,12 +128,30 @@ class PairwiseScores:
         """Leaves pair (i, j) out of every statistic where row_ids[i] == col_ids[j], joint pairs included.
 
         row_ids (N,) and col_ids (M,) are integers, of which only equality counts. With keep_joint=True joint pairs stay
-        in whatever the ids say, as the removal of false negatives wants; this then holds for all exclusions of the
-        scores. Exclusions add up, six at most.
+        in whatever the ids say, as the removal of false negatives wants; this then holds for all ids of the scores,
+        those of `within` too. Exclusions add up, six at most.
 
-        Raises ValueError for a seventh, for ids of another length, and where one exclusion keeps joint pairs and
-        another does not.
+        Raises TypeError for ids that are no integers. Raises ValueError for a seventh exclusion, for ids of another
+        length, and where one call of `exclude` or `within` keeps joint pairs and another does not.
         """
+        return self._with_ids(row_ids, col_ids, keep_joint, grouped=False)
+
+    def within(self, row_ids: Tensor, col_ids: Tensor, keep_joint: bool = False) -> "PairwiseScores":
+        """Leaves pair (i, j) out of every statistic where row_ids[i] != col_ids[j]: only pairs of one group stay.
+
+        row_ids (N,) and col_ids (M,) are integers, of which only equality counts. With keep_joint=True joint pairs stay
+        in whatever the ids say, those of `exclude` too; without it those whose ids differ are left out as all others
+        are. Calls add up, with each other and with exclusions: a pair is in where the ids of all calls of `within` are
+        equal, and those of no `exclude`.
+
+        Rows and columns sorted by their ids cost least: blocks of pairs none of which is in are not looked at.
+
+        Raises TypeError for ids that are no integers. Raises ValueError for ids of another length, and where one call
+        of `exclude` or `within` keeps joint pairs and another does not.
+        """
+        return self._with_ids(row_ids, col_ids, keep_joint, grouped=True)
+
+    def _with_ids(self, row_ids: Tensor, col_ids: Tensor, keep_joint: bool, grouped: bool) -> "PairwiseScores":
         p, (n, m) = self._problem, self.shape
         keep_joint = validation.flag(keep_joint, "keep_joint")
         mirrored = p.mirrored and col_ids is row_ids
@@ -144,12 +162,20 @@ class PairwiseScores:
             self._need_positives()
             joint = "kept"
         if p.row_ids is not None and p.col_ids is not None:
-            if len(p.row_ids) == _MOST_EXCLUSIONS:
+            if not grouped and len(p.row_ids) - p.grouped == _MOST_EXCLUSIONS:
                 raise ValueError(f"exclude can be applied {_MOST_EXCLUSIONS} times at most, got one more")
             if p.joint != "left_out" and keep_joint != (p.joint == "kept"):
-                raise ValueError(f"keep_joint must be the same in every exclude of the same scores, got {keep_joint}")
-            row_ids, col_ids = torch.cat([p.row_ids, row_ids]), torch.cat([p.col_ids, col_ids])
-        return self._with(row_ids=row_ids, col_ids=col_ids, joint=joint, mirrored=mirrored)
+                raise ValueError(
+                    f"keep_joint must be the same in every exclude and within of the same scores, got {keep_joint}"
+                )
+            ids, more = torch.cat([p.row_ids, p.col_ids], dim=1), torch.cat([row_ids, col_ids], dim=1)
+            if grouped and p.grouped:
+                ids, more = ids[1:], joint_ranks(ids[0], more[0])[None]
+            # Those of groups are the first.
+            ids = torch.cat([more, ids] if grouped else [ids, more])
+            row_ids, col_ids = ids[:, :n], ids[:, n:]
+        grouped = p.grouped or grouped
+        return self._with(row_ids=row_ids, col_ids=col_ids, joint=joint, grouped=grouped, mirrored=mirrored)
 
     def clamp(self, lo: float, hi: float) -> "PairwiseScores":
         """The same scores (N, M) limited to [lo, hi], numbers in nats; the gradient is zero outside."""
@@ -196,7 +222,7 @@ class PairwiseScores:
         """(N,) logsumexp(dim) - joint, in nats: -log of the joint pair's share of its row (dim 1) or column (dim 0).
 
         Made of the other pairs alone (operator/cross_entropy.py), so that it keeps its digits where the joint pair
-        holds nearly all, but where `exclude` may have left joint pairs out, and over columns with `positives`.
+        holds nearly all, but where ids may have left joint pairs out, and over columns with `positives`.
         """
         dims = validation.dimension(dim)
         if dims == "total":

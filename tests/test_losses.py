@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from truth import BACKENDS, assert_close, normalised
+from truth import BACKENDS, TOLERANCE, assert_close, normalised
 
 import simmim_kernels as sk
 
@@ -397,6 +397,137 @@ def test_a_converged_model_keeps_its_digits(name, left, backend, hold):
     assert abs(value.double() - want) <= allowed * want
     for got, true in zip(found, truth, strict=True):
         assert (got.double() - true).norm() <= allowed * true.norm()
+
+
+def supcon_of_terms(features, labels, temperature):
+    """The losses of anchors with a positive, by two terms that do not cancel: to s eps each near a minimum."""
+    x = F.normalize(features, dim=1)
+    s, same = x @ x.T / temperature, labels[:, None] == labels
+    positive = same & ~torch.eye(len(x), dtype=torch.bool)
+    negatives = s.masked_fill(same, -math.inf).logsumexp(1)
+    masked, mean = s.masked_fill(~positive, -math.inf), (s * positive).sum(1) / positive.sum(1)
+    return F.softplus(negatives - masked.logsumexp(1)) + (masked - mean[:, None]).logsumexp(1)
+
+
+def features_of_classes(positives, narrow, classes=7, d=64):
+    """Shuffled rows `narrow` away from the directions of `classes`, each with so many positives; not normalised."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(classes).repeat(positives + 1)
+    labels = labels[torch.randperm(len(labels), generator=g)]
+    centres = F.normalize(torch.randn(classes, d, generator=g), dim=1)
+    return 3 * (centres[labels] + narrow * torch.randn(len(labels), d, generator=g) / d**0.5), labels
+
+
+def weighted_gradient(values, leaf):
+    weight = torch.linspace(0.5, 1.5, len(values), dtype=torch.float64)
+    # Scaled up, so that no float16 gradient is denormal.
+    return torch.autograd.grad((2**12 * weight * values.double()).sum(), leaf)[0].double() / 2**12
+
+
+@pytest.mark.parametrize("backend", ["held", *BACKENDS])
+@pytest.mark.parametrize("kind", ["float64", "float32", "bfloat16", "float16", "autocast"])
+@pytest.mark.parametrize("left", [1e-3, 1e-5, 3e-7])
+@pytest.mark.parametrize("positives", [1, 3])
+def test_supcon_of_a_converged_model(positives, left, kind, backend, hold):
+    """What is left above log K, and its gradient, to the rounding of scores: s eps, in half precision the operands'.
+
+    The truth is of the features as they are given, which autocast has in float32. Several positives have weights that
+    all but agree, each to a rounding: an error of eps s in the gradient for every unit of the class's width.
+    """
+    backend = hold() if backend == "held" else backend
+    dtype = torch.float32 if kind == "autocast" else getattr(torch, kind)
+    width = 0.003
+    features, labels = features_of_classes(positives, width)
+    leaf = features.to(dtype).requires_grad_()
+    wide = leaf.detach().double().requires_grad_()
+    least = math.log(positives)
+    temperature = 1.0
+    while supcon_of_terms(wide, labels, temperature).mean() - least > left:
+        temperature /= 1.02
+    want = supcon_of_terms(wide, labels, temperature)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast")
+    with contextlib.nullcontext() if backend is None else sk.use_backend(backend), autocast:
+        values = sk.supcon_loss(leaf, labels, temperature, "none")
+    eps, of_truth = torch.finfo(values.dtype).eps, torch.finfo(torch.float64).eps / temperature
+    operands = torch.bfloat16 if kind == "autocast" else dtype
+    allowed = max(4 / temperature * eps, TOLERANCE[torch.float64])
+    if operands.itemsize == 2:
+        allowed = 2 * torch.finfo(operands).eps
+    rounding = 4 * least * eps + (0 if positives == 1 else 4 * of_truth)
+    assert (values >= least * (1 - 2 * eps)).all()
+    assert ((values.double() - want).abs() <= allowed * (want - least) + rounding).all()
+    found, truth = weighted_gradient(values, leaf), weighted_gradient(want, wide)
+    of_weights = 0 if positives == 1 else 4 * (eps + of_truth) / temperature * width * len(labels) ** 0.5
+    assert (found - truth).norm() <= allowed * truth.norm() + of_weights
+
+
+@pytest.mark.parametrize("backend", ["held", *BACKENDS])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "autocast"])
+@pytest.mark.parametrize("narrow", [0.3, 0.1, 0.03])
+def test_supcon_of_classes_that_contract(narrow, kind, backend, hold):
+    """Where what is left is that positives differ: in half precision to its rounding, in float32 no worse than dense.
+
+    The truth is of the features as they are given, which autocast has in float32.
+    """
+    backend = hold() if backend == "held" else backend
+    dtype = torch.float32 if kind == "autocast" else getattr(torch, kind)
+    features, labels = features_of_classes(5, narrow)
+    leaf = features.to(dtype).requires_grad_()
+    wide = leaf.detach().double().requires_grad_()
+    truth = weighted_gradient(supcon_of_terms(wide, labels, 0.03), wide)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast")
+    with contextlib.nullcontext() if backend is None else sk.use_backend(backend), autocast:
+        found = weighted_gradient(sk.supcon_loss(leaf, labels, 0.03, "none"), leaf)
+    error = (found - truth).norm() / truth.norm()
+    if kind == "float32":
+        dense = (weighted_gradient(supcon_of_terms(leaf, labels, 0.03), leaf) - truth).norm() / truth.norm()
+        assert error <= dense
+    else:
+        assert error <= 2 * torch.finfo(torch.float16 if kind == "float16" else torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("backend", ["held", *BACKENDS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_supcon_is_never_negative(dtype, backend, hold):
+    """As it was in float32 at a temperature of 0.02."""
+    backend = hold() if backend == "held" else backend
+    for positives in (1, 2, 5):
+        features, labels = features_of_classes(positives, narrow=0.1)
+        with contextlib.nullcontext() if backend is None else sk.use_backend(backend):
+            values = sk.supcon_loss(features.to(dtype), labels, 0.02, "none")
+        assert (values >= math.log(positives) * (1 - 2e-7)).all()
+
+
+EDGES = {
+    "one class": torch.zeros(7, dtype=torch.long),
+    "one class of two": torch.zeros(2, dtype=torch.long),
+    "one anchor alone": torch.tensor([5, 1, 1, 5, 1, 0, 5]),
+    "no positives": torch.arange(7),
+    "a single row": torch.zeros(1, dtype=torch.long),
+}
+
+
+@pytest.mark.parametrize("backend", ["held", *BACKENDS])
+@pytest.mark.parametrize("labels", EDGES.values(), ids=list(EDGES))
+def test_supcon_without_positives_or_without_negatives(labels, backend, hold):
+    backend = hold() if backend == "held" else backend
+    x = torch.randn(len(labels), 4, dtype=torch.float64, requires_grad=True)
+    temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    same = (labels[:, None] == labels) & ~torch.eye(len(labels), dtype=torch.bool)
+    has = same.any(1)
+
+    def losses(x, temperature):
+        return sk.supcon_loss(x, labels, temperature, "none")
+
+    with contextlib.nullcontext() if backend is None else sk.use_backend(backend):
+        values = losses(x, temperature)
+        assert (values[~has] == 0).all()
+        if has.any():
+            torch.testing.assert_close(values[has], supcon_of_terms(x, labels, 0.3)[has], rtol=1e-12, atol=1e-12)
+        alone = torch.autograd.grad(values[~has].sum(), x, retain_graph=True)[0]
+        assert (alone == 0).all()
+        assert torch.autograd.gradcheck(losses, (x, temperature))
+        assert torch.autograd.gradgradcheck(losses, (x, temperature))
 
 
 @pytest.mark.parametrize("backend", ["held", *BACKENDS])

@@ -14,6 +14,7 @@ import simmim_kernels as sk
 CASES = {
     "plain": {},
     "biases and ids": {"biases": True, "ids": 1},
+    "groups": {"biases": True, "groups": 1, "seed": 2},
     "marginal": {"joint": "left_out", "positives": True, "clamp": (-0.5, 0.5)},
 }
 

@@ -17,10 +17,18 @@ OPTIONS = [
     {"ids": 2, "joint": "kept"},
     {"ids": 3, "joint": "kept", "positives": True},
     {"ids": 1, "joint": "left_out", "positives": True},
+    {"groups": 1},
+    {"groups": 1, "joint": "kept"},
+]
+# Which leave some rows and columns empty.
+SPARSE = [
+    {"groups": 1, "ids": 1, "joint": "left_out", "positives": True},
+    {"groups": 2, "ids": 3},
+    {"groups": 2, "ids": 2, "joint": "kept"},
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", [*OPTIONS, *SPARSE], ids=str)
 @pytest.mark.parametrize(("n", "m"), [(13, 17), (1, 5), (40, 40)])
 def test_count(n, m, options):
     case = Case(n, m, 3, **options)
@@ -82,6 +90,24 @@ def test_cross_entropy(n, m, options, backend, hold):
 
 
 @pytest.mark.parametrize("backend", ["held", *BACKENDS])
+@pytest.mark.parametrize("positives", [False, True])
+def test_cross_entropy_within_groups_that_keep_joint_pairs(positives, backend, hold):
+    """Of joint pairs in tiles that the groups leave out whole: their scores are wanted all the same."""
+    backend = hold() if backend == "held" else backend
+    case = Case(300, 310, 3, groups=1, joint="kept", positives=positives)
+    case.row_groups, case.col_groups = torch.arange(300)[None] // 10, torch.arange(310)[None] // 10 + 4
+    wide = case.upcast()
+    column = torch.arange(300) if case.column is None else case.column
+    s = case.dense(wide)
+    want = s.masked_fill(case.mask(), -math.inf).logsumexp(1) - s[torch.arange(300), column]
+    got = case.scores(sk).cross_entropy(1, backend=backend)
+    assert_close(got.detach(), want.detach())
+    found, truth = gradients(weighted(got), case.tensors), gradients(weighted(want), wide)
+    for name in truth:
+        assert_close(found[name], truth[name], name=name)
+
+
+@pytest.mark.parametrize("backend", ["held", *BACKENDS])
 def test_cross_entropy_of_a_pair_without_others_is_zero(backend, hold):
     backend = hold() if backend == "held" else backend
     case = Case(1, 1, 3)
@@ -135,6 +161,26 @@ def test_exclusions_are_not_limited_to_small_ids():
     assert_close(got.logsumexp(1), (x @ x.T).masked_fill(mask, -math.inf).logsumexp(1))
     assert torch.equal(got.count(1), (~mask).sum(1))
     assert torch.equal(got.exclude(ids.roll(1), ids).count(1), (~(mask | (ids.roll(1)[:, None] == ids))).sum(1))
+
+
+def test_groups_add_up_with_each_other_and_with_six_exclusions():
+    x = torch.randn(40, 3).double()
+    columns = torch.arange(40)
+    got, mask = sk.DotCritic()(x, x), torch.zeros(40, 40, dtype=torch.bool)
+    for k in range(2, 8):
+        ids = columns % k * 2**58
+        rows = ids.roll(k)
+        got, mask = got.exclude(rows, ids), mask | (rows[:, None] == ids)
+        if k % 3 == 0:
+            rows, ids = columns // (7 * k) - 2**62, columns // (5 * k) - 2**62
+            got, mask = got.within(rows, ids), mask | (rows[:, None] != ids)
+    assert 0 < (~mask).sum() < 40**2 / 4
+    assert torch.equal(got.dense().isneginf(), mask)
+    for dim in (0, 1, (0, 1)):
+        assert torch.equal(got.count(dim), (~mask).sum(dim))
+    for backend in BACKENDS:
+        sums = got.sum(1, fn="square", backend=backend)
+        assert_close(sums, (x @ x.T).square().masked_fill(mask, 0).sum(1))
 
 
 def test_false_negatives_leave_the_joint_pair_in():

@@ -109,6 +109,64 @@ def test_empty_rows_and_columns(backend, small_tiles):
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
+@pytest.mark.parametrize("in_order", [True, False])
+def test_groups_of_one_side_only(in_order, backend, small_tiles):
+    """Rows and columns whose group is not on the other side are empty: -inf, 0, and without a gradient."""
+    case = Case(40, 60, 5, WIDEST[backend], biases=True)
+    row_ids, col_ids = torch.arange(40) // 4, torch.arange(60) // 4 + 3
+    if not in_order:
+        row_ids, col_ids = row_ids[torch.randperm(40)], col_ids[torch.randperm(60)]
+    scores = case.scores(sk).within(row_ids, col_ids)
+    rows, columns = scores.logsumexps(backend=backend)
+    assert torch.equal(rows.isneginf(), row_ids < 3)
+    assert torch.equal(columns.isneginf(), col_ids > 9)
+    wide = case.upcast()
+    pairs = row_ids[:, None] == col_ids
+    found = gradients(rows[row_ids >= 3].sum() + columns[col_ids <= 9].sum(), case.tensors)
+    s = case.dense(wide).masked_fill(~pairs, -1e6)
+    truth = gradients(s[row_ids >= 3].logsumexp(1).sum() + s[:, col_ids <= 9].logsumexp(0).sum(), wide)
+    for name in case.tensors:
+        assert_close(found[name], truth[name], name=name)
+    assert (found["x"][row_ids < 3] == 0).all()
+    sums = scores.sum(1, fn="square", backend=backend)
+    assert_close(sums.detach(), (case.dense(wide).square() * pairs).sum(1).detach())
+    nothing = case.scores(sk).within(torch.zeros(40, dtype=torch.long), torch.ones(60, dtype=torch.long))
+    found = gradients(nothing.logsumexp(1, backend=backend).sum(), case.tensors)
+    assert all((gradient == 0).all() for gradient in found.values())
+    found = gradients(nothing.sum((0, 1), fn="softplus", backend=backend), case.tensors)
+    assert all((gradient == 0).all() for gradient in found.values())
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 17), (17, 3), (64, 65), (129, 127), (300, 1000)])
+def test_groups_of_ragged_shapes(n, m, backend):
+    case = Case(n, m, 3, WIDEST[backend], groups=1)
+    case.row_groups, case.col_groups = (torch.arange(size)[None] * 5 // size for size in (n, m))
+    case.row_groups %= int(case.col_groups.max()) + 1
+    case.col_groups %= int(case.row_groups.max()) + 1
+    check_statistic(sk, case, "softplus", 1, backend)
+    check_statistic(sk, case, "square", (0, 1), backend)
+    if m > 3:
+        case.row_groups %= len(case.col_groups.unique())
+        check_statistic(sk, case, "logsumexp", 1, backend)
+
+
+def test_tiles_between_groups_are_not_looked_at(small_tiles, monkeypatch):
+    """Of rows in the order of their groups only the tiles along the diagonal are made, forward and backward."""
+    from simmim_kernels.backends.tiled import tiles
+
+    made = []
+    multiply = tiles.times_transposed
+    monkeypatch.setattr(tiles, "times_transposed", lambda a, b: made.append(a.shape) or multiply(a, b))
+    x, groups = torch.randn(480, 3, requires_grad=True), torch.arange(480) // 8
+    value = sk.DotCritic()(x, x).within(groups, groups).logsumexp(1, backend="tiled")
+    assert len(made) == 480 // 16 + 480 // 24 - 10  # a tile of 16 x 24 begins where the one before ends, both every 48
+    made.clear()
+    value.sum().backward()
+    assert len(made) == 3 * (480 // 16 + 480 // 24 - 10)
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
 @pytest.mark.parametrize("side", ["row_bias", "col_bias"])
 @pytest.mark.parametrize("every", [True, False])
 def test_biases_that_rule_pairs_out(every, side, backend, small_tiles):

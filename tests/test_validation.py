@@ -150,6 +150,16 @@ CALLS = {
         TypeError,
         "col_ids must have an integer dtype",
     ),
+    "row_ids of groups": (
+        lambda: S.within(torch.ones(5).long(), torch.ones(6).long()),
+        ValueError,
+        r"row_ids must have shape \(6,\)",
+    ),
+    "col_ids of groups in floats": (
+        lambda: S.within(torch.ones(6).long(), torch.ones(6)),
+        TypeError,
+        "col_ids must have an integer dtype",
+    ),
     "clamp upside down": (lambda: S.clamp(1, -1), ValueError, "lo must be at most hi, got lo=1 and hi=-1"),
     "clamp with NaN": (lambda: S.clamp(float("nan"), 1), ValueError, "lo must be at most hi"),
     "clamp with a tensor": (lambda: S.clamp(torch.tensor(0.0), 1), TypeError, "lo must be a number"),
@@ -370,6 +380,19 @@ CALLS = {
         lambda: S.exclude(torch.arange(6), torch.arange(6)).exclude(torch.arange(6), torch.arange(6), keep_joint=True),
         ValueError,
         "keep_joint must be the same",
+    ),
+    "keep_joint of groups and not of exclusions": (
+        lambda: S.exclude(torch.arange(6), torch.arange(6)).within(torch.arange(6), torch.arange(6), keep_joint=True),
+        ValueError,
+        "keep_joint must be the same",
+    ),
+    "seven exclusions within groups": (
+        lambda: (
+            [s := S.within(torch.arange(6), torch.arange(6))]
+            + [s := s.exclude(torch.arange(6), torch.arange(6)) for _ in range(7)]
+        ),
+        ValueError,
+        "exclude can be applied 6 times",
     ),
     "seven exclusions": (
         lambda: [s := S] + [s := s.exclude(torch.arange(6), torch.arange(6)) for _ in range(7)],

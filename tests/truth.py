@@ -36,6 +36,7 @@ class Case:
     biases: bool = False
     clamp: tuple[float, float] | None = None
     ids: int = 0
+    groups: int = 0
     joint: str = "counted"
     positives: bool = False
     seed: int = 0
@@ -71,6 +72,13 @@ class Case:
         self.column = torch.randint(0, self.m, (self.n,), generator=g) if self.positives else None
         if self.mirrored and self.positives:
             self.column = torch.arange(self.n).flip(0)
+        # The first in order, as of rows that were sorted by their groups: whole tiles are then left out.
+        self.row_groups = torch.randint(0, 3, (self.groups, self.n), generator=g)
+        self.col_groups = torch.randint(0, 3, (self.groups, self.m), generator=g)
+        for ids in (self.row_groups, self.col_groups):
+            ids[:1] = ids[:1].sort().values
+        if self.mirrored:
+            self.col_groups = self.row_groups
 
     def scores(self, sk):
         """The case through the package."""
@@ -89,6 +97,10 @@ class Case:
             row_ids = self.row_ids[k].to(self.device)
             ids = row_ids, row_ids if self.mirrored else self.col_ids[k].to(self.device)
             s = s.exclude(*ids, keep_joint=self.joint == "kept")
+        for k in range(self.groups):
+            row_groups = self.row_groups[k].to(self.device)
+            ids = row_groups, row_groups if self.mirrored else self.col_groups[k].to(self.device)
+            s = s.within(*ids, keep_joint=self.joint == "kept")
         return s.marginal if self.joint == "left_out" else s
 
     def upcast(self) -> dict[str, Tensor]:
@@ -100,6 +112,8 @@ class Case:
         mask = torch.zeros(self.n, self.m, dtype=torch.bool)
         for r, c in zip(self.row_ids, self.col_ids, strict=True):
             mask |= r[:, None] == c
+        for r, c in zip(self.row_groups, self.col_groups, strict=True):
+            mask |= r[:, None] != c
         column = torch.arange(self.n) if self.column is None else self.column
         if self.joint != "counted":
             mask[torch.arange(self.n), column] = self.joint == "left_out"
@@ -168,6 +182,10 @@ OPTIONS = {
     "marginal of positives": {"joint": "left_out", "positives": True},
     "marginal, ids and clamp": {"joint": "left_out", "ids": 1, "clamp": (-0.5, 0.5)},
     "ids that keep the joint pairs": {"joint": "kept", "ids": 2, "positives": True},
+    "groups": {"groups": 1},
+    "groups, ids, biases and clamp": {"groups": 1, "ids": 1, "biases": True, "clamp": (-0.4, 0.6)},
+    "two groups that keep the joint pairs": {"groups": 2, "joint": "kept", "positives": True},
+    "marginal of groups": {"groups": 1, "joint": "left_out"},
     "strided": {"strided": True, "biases": True},
 }
 

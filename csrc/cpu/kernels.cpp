@@ -33,6 +33,8 @@ namespace {
 
 // Multiples of every block's rows and columns. A strip and its tile stay in a core's own cache, a panel in the shared.
 constexpr int64_t strip_rows = 96, panel_step = SIMMIM_ROW_STEP, panel_columns = 960, panel_features = 960 * 512;
+// Of pairs within groups: the narrower a tile, the fewer pairs of other groups share it with those that are in.
+constexpr int64_t group_columns = panel_step;
 template <class E> constexpr bool in_whole_blocks =
     strip_rows % block_rows<E> == 0 && panel_step % block_rows<E> == 0 && panel_step % block_columns<E> == 0;
 static_assert(in_whole_blocks<float> && in_whole_blocks<double>);
@@ -113,7 +115,8 @@ template <class E> struct Typed {
   int64_t columns_of_panel() const {
     const int64_t of_column = (width + 2 * rows_of_strip()) * int64_t(sizeof(T));
     const int64_t fit = std::min(panel_features / width, of_thread() / 2 / of_column) / panel_step * panel_step;
-    return std::min(round_up(p.m, panel_step), std::max(panel_step, std::min(panel_columns, fit)));
+    const int64_t most = std::min(p.grouped ? group_columns : panel_columns, fit);
+    return std::min(round_up(p.m, panel_step), std::max(panel_step, most));
   }
   int64_t rows_of_strip() const {
     const int64_t fit = of_thread() / 2 / (3 * width * int64_t(sizeof(T))) / block_rows<E> * block_rows<E>;
@@ -133,11 +136,13 @@ template <class E> struct Panel {
   int64_t columns = 0, rows = 0;  // as columns of the scores, and as rows of dy, in whole blocks
   Buffer<E> transposed, packed;
   Buffer<Sum<E>> bias;
+  Buffer<int64_t> least_id, most_id;  // (ids), of its columns
 
   Panel(const Typed<E> &t, bool differentiates)
       : transposed(allocate<E>(t.columns_of_panel() * t.depth)),
         packed(differentiates ? allocate<E>(t.columns_of_panel() * t.width) : nullptr),
-        bias(allocate<Sum<E>>(t.columns_of_panel())) {}
+        bias(allocate<Sum<E>>(t.columns_of_panel())), least_id(allocate<int64_t>(t.p.ids)),
+        most_id(allocate<int64_t>(t.p.ids)) {}
 };
 
 // A strip of rows and its tile of scores, which become weights; a thread has one.
@@ -173,6 +178,11 @@ template <class E> void take_panel(const Typed<E> &t, Panel<E> &panel, Strip<E> 
     panel.rows = round_up(panel.count, block_rows<E>);
     for (int64_t j = 0; j < panel.columns; ++j)
       panel.bias[j] = t.col_bias && j < panel.count ? t.col_bias[first + j] : Sum<E>(0);
+    for (int64_t k = 0; k < t.p.ids; ++k) {
+      const int64_t *ids = t.p.col_ids + k * t.p.m + first;
+      const auto ends = std::minmax_element(ids, ids + panel.count);
+      panel.least_id[k] = *ends.first, panel.most_id[k] = *ends.second;
+    }
   }
 #pragma omp for schedule(static)
   for (int64_t j = 0; j < panel.columns; j += block) {
@@ -230,11 +240,20 @@ void leave_out(const Typed<E> &t, const Panel<E> &panel, int64_t row, Sum<E> *va
   const Sum<E> of_joint = special && p.joint == SIMMIM_KEPT ? values[joint] : fill;
   for (int64_t k = 0; k < p.ids; ++k) {
     const int64_t id = p.row_ids[k * p.n + row], *ids = p.col_ids + k * p.m + panel.first;
-    for (int64_t j = from; j < panel.count; ++j) values[j] = ids[j] == id ? fill : values[j];
+    const bool in_if = p.grouped && k == 0;
+    if (!in_if && (id < panel.least_id[k] || id > panel.most_id[k])) continue;
+    for (int64_t j = from; j < panel.count; ++j) values[j] = (ids[j] == id) == in_if ? values[j] : fill;
   }
   if (special) values[joint] = of_joint;
   if (t.symmetric) std::fill(values + from, values + std::clamp(row - panel.first, from, end), fill);
   for (int64_t j = panel.count; j < end; ++j) values[j] = fill;
+}
+
+// Whether a strip's and a panel's groups show that all pairs of the tile are left out.
+template <class E> bool is_left_out(const Typed<E> &t, const Panel<E> &panel, int64_t first, int64_t count) {
+  if (!t.p.grouped || t.p.joint == SIMMIM_KEPT) return false;
+  const auto ends = std::minmax_element(t.p.row_ids + first, t.p.row_ids + first + count);
+  return *ends.first > panel.most_id[0] || *ends.second < panel.least_id[0];
 }
 
 // The tile's products; scale, biases and clamp come row by row.
@@ -415,8 +434,10 @@ template <class E, class Job> void for_each_tile(const Typed<E> &t, Job &job) {
         job.shares[me]->clear();
         const int64_t reach = t.symmetric ? (panel.first + panel.count + height - 1) / height : strips;
         for (int64_t s = 0; s < reach; ++s) {
+          const int64_t count = std::min(height, p.n - s * height);
           if (!deals(t.symmetric, s, strips, team, me)) continue;
-          take_strip(t, *strip, panel, s * height, std::min(height, p.n - s * height));
+          if (!job.looks_at_joints() && is_left_out(t, panel, s * height, count)) continue;
+          take_strip(t, *strip, panel, s * height, count);
           job.add_tile(*strip, panel, *job.shares[me]);
         }
 #pragma omp barrier
@@ -471,11 +492,14 @@ template <class E> struct Forward {
     if (exponential && rows) std::fill_n(row_most.get(), t.p.n, -infinity<T>);
   }
 
+  bool looks_at_joints() const { return joints; }
+
   void add_tile(Strip<E> &strip, const Panel<E> &panel, Share &mine) {
     const bool by_column = t.symmetric || columns;
     multiply_tile(t, strip, panel);
     if (exponential)
-      add_exponentials(t, strip, panel, Sums<T>{row_most.get(), rows}, mine.sums(), rows != nullptr, by_column, joints, kept, mine.scratch.get(), mine.scratch.get() + mine.width);
+      add_exponentials(t, strip, panel, Sums<T>{row_most.get(), rows}, mine.sums(), rows != nullptr, by_column, joints,
+                       kept, mine.scratch.get(), mine.scratch.get() + mine.width);
     else
       add_values(t, strip, panel, rows, by_column ? mine.total.get() : nullptr);
   }
@@ -782,8 +806,12 @@ template <class E> struct Backward {
         dx(static_cast<T *>(g.dx)), dy(static_cast<T *>(g.dy)), drow(static_cast<T *>(g.drow)),
         dcol(static_cast<T *>(g.dcol)), dscale(static_cast<T *>(g.dscale)), total(static_cast<T *>(g.total)) {
     if (drow) std::fill_n(drow, t.p.n, T(0));
-    if (dx && t.symmetric) std::fill_n(dx, t.p.n * t.p.d, T(0));
+    // What tiles that are left out add nothing to.
+    if (dx && (t.symmetric || t.p.grouped)) std::fill_n(dx, t.p.n * t.p.d, T(0));
+    if (dy && t.p.grouped) std::fill_n(dy, t.p.m * t.p.d, T(0));
   }
+
+  bool looks_at_joints() const { return u.grad_joint; }
 
   // Whether the columns' gradients are made: of symmetric scores they belong to dx.
   bool wants_columns() const { return t.symmetric ? dx : dy; }

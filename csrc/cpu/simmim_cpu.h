@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 /* Counts the changes of this file, so that a library built from another one is not taken for this one's. */
-#define SIMMIM_INTERFACE 5
+#define SIMMIM_INTERFACE 6
 int simmim_interface(void);
 
 enum simmim_dtype { SIMMIM_FLOAT32, SIMMIM_FLOAT64, SIMMIM_BFLOAT16, SIMMIM_FLOAT16 };
@@ -36,6 +36,7 @@ typedef struct {
   const int64_t *positives;                /* (n), or NULL for the diagonal */
   const int64_t *row_ids, *col_ids;        /* (ids, n) and (ids, m) */
   int64_t ids;
+  int64_t grouped;  /* 1: a pair is left out where its first ids differ, and not where they are equal as of all others */
 } simmim_problem;
 
 /* rows (n) and columns (m), either of which may be NULL where it is not wanted.

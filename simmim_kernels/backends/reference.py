@@ -27,7 +27,7 @@ def excluded_pairs(problem: Problem) -> Tensor | None:
     n, m = problem.shape
     mask = None
     if problem.row_ids is not None and problem.col_ids is not None:
-        mask = (problem.row_ids[:, :, None] == problem.col_ids[:, None, :]).any(0)
+        mask = problem.left_out_by_ids(problem.row_ids[:, :, None] == problem.col_ids[:, None, :])
     if problem.joint == "counted":
         return mask
     device = problem.x.device

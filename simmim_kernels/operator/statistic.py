@@ -21,8 +21,8 @@ from .second_derivatives import second_derivatives
 
 _PROBLEM = (
     "Tensor x, Tensor y, Tensor[] parameters, Tensor? row_bias, Tensor? col_bias, Tensor? positives, "
-    "Tensor? row_ids, Tensor? col_ids, str form, str fn, str dims, float lo, float hi, str joint, bool wants_joint, "
-    "bool mirrored"
+    "Tensor? row_ids, Tensor? col_ids, str form, str fn, str dims, float lo, float hi, str joint, bool grouped, "
+    "bool wants_joint, bool mirrored"
 )
 
 _library = torch.library.Library("simmim_kernels", "DEF")

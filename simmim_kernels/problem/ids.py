@@ -1,4 +1,4 @@
-"""Integer ids: dense ranks, and how many pairs they exclude, in memory linear in rows and columns.
+"""Integer ids: dense ranks, and how many pairs they leave out, in memory linear in rows and columns.
 
 No result's shape depends on the values, so that torch.compile and a GPU need not look at them.
 """
@@ -19,7 +19,7 @@ def dense_ranks(ids: Tensor) -> Tensor:
 
 
 def excluded_counts(problem: Problem, by_column: bool) -> Tensor:
-    """int64, the number of excluded pairs in each row (N,), or in each column (M,)."""
+    """int64, the number of pairs that are left out in each row (N,), or in each column (M,)."""
     device = problem.x.device
     counts = torch.zeros(problem.shape[1 if by_column else 0], dtype=torch.int64, device=device)
     matched = torch.zeros(problem.shape[0], dtype=torch.bool, device=device)
@@ -28,9 +28,9 @@ def excluded_counts(problem: Problem, by_column: bool) -> Tensor:
         positives = torch.arange(problem.shape[0], device=device)
     if problem.row_ids is not None and problem.col_ids is not None:
         mine, others = (problem.col_ids, problem.row_ids) if by_column else (problem.row_ids, problem.col_ids)
-        counts = counts + _matches(mine, others)
+        counts = counts + (others.shape[1] - _kept(mine, others, problem.grouped))
         if problem.joint != "counted":
-            matched = (problem.row_ids == problem.col_ids[:, positives]).any(0)
+            matched = problem.left_out_by_ids(problem.row_ids == problem.col_ids[:, positives])
     if problem.joint == "counted":
         return counts
     # A joint pair that the ids left out is in again ("kept"); one that they did not is out now ("left_out").
@@ -38,16 +38,25 @@ def excluded_counts(problem: Problem, by_column: bool) -> Tensor:
     return counts.index_add(0, positives, change) if by_column else counts + change
 
 
-def _matches(mine: Tensor, others: Tensor) -> Tensor:
-    """How many of `others` (K, B) agree with each of `mine` (K, A) in any of the K ids: inclusion and exclusion."""
+def joint_ranks(first: Tensor, second: Tensor) -> Tensor:
+    """(L,) int64 in [0, L): equal where both of two sets of ids (L,) are."""
+    return dense_ranks(dense_ranks(first) * len(first) + dense_ranks(second))
+
+
+def _kept(mine: Tensor, others: Tensor, grouped: bool) -> Tensor:
+    """How many of `others` (K, B) the ids leave to each of `mine` (K, A): those of its group, or all, less those that
+    agree with it in an exclusion, by inclusion and exclusion.
+    """
     size = mine.shape[1]
     total = torch.zeros(size, dtype=torch.int64, device=mine.device)
     both = torch.cat([mine, others], dim=1)
-    for number in range(1, len(both) + 1):
-        for chosen in combinations(range(len(both)), number):
-            ranks = torch.zeros_like(both[0])
-            for k in chosen:
-                ranks = dense_ranks(ranks * both.shape[1] + dense_ranks(both[k]))
+    group, exclusions = (both[0], both[1:]) if grouped else (torch.zeros_like(both[0]), both)
+    group = dense_ranks(group)
+    for number in range(len(exclusions) + 1):
+        for chosen in combinations(exclusions, number):
+            ranks = group
+            for ids in chosen:
+                ranks = joint_ranks(ranks, ids)
             found = torch.zeros_like(ranks).index_add(0, ranks[size:], torch.ones_like(ranks[size:]))
-            total = total - (-1) ** number * found[ranks[:size]]
+            total = total + (-1) ** number * found[ranks[:size]]
     return total

@@ -41,7 +41,8 @@ class Problem:
     positives: Tensor | None = None
     """(N,) int64, the column of each row's joint pair; None stands for the diagonal."""
     row_ids: Tensor | None = None
-    """(K, N) int64: pair (i, j) is excluded when row_ids[k, i] == col_ids[k, j] for any k."""
+    """(K, N) int64: pair (i, j) is left out where row_ids[k, i] == col_ids[k, j] for any k, but for k = 0 of a problem
+    that is `grouped`, for which it is left out where they differ."""
     col_ids: Tensor | None = None
     """(K, M) int64"""
     form: str = "inner_product"
@@ -54,6 +55,8 @@ class Problem:
     hi: float = math.inf
     joint: str = "counted"
     """How the joint pairs enter: "counted" as any pair, "left_out" always, "kept" whatever the ids say."""
+    grouped: bool = False
+    """Whether the first of the ids are of groups, outside which no pair is in."""
     wants_joint: bool = False
     """Whether the joint scores of an inner product are wanted beside the statistic; no backend's business."""
     mirrored: bool = False
@@ -87,6 +90,10 @@ class Problem:
     @property
     def wants_columns(self) -> bool:
         return self.dims in ("columns", "both")
+
+    def left_out_by_ids(self, equal: Tensor) -> Tensor:
+        """Of pairs whose K ids agree as `equal` (K, ...), bool, says: True where they leave a pair out, (...)."""
+        return equal[1:].any(0) | ~equal[0] if self.grouped else equal.any(0)
 
     @property
     def clamped(self) -> bool:

@@ -22,6 +22,7 @@ struct Case {
   bool biases, ids, clamp, positives;
   int joint, function, threads, dtype;
   bool entropies = false, kept = false;  // of joint pairs, and scores from the forward to the backward
+  bool grouped = false;                  // with ids, which are then in order
 };
 
 double softplus(double s) { return std::max(s, 0.0) + std::log1p(std::exp(-std::abs(s))); }
@@ -43,7 +44,7 @@ bool left_out(const Case &c, const Inputs &in, int64_t i, int64_t j) {
   const bool joint = j == (c.positives ? in.positives[i] : i);
   if (joint && c.entropies) return false;  // made of the others, but of the whole row
   if (joint && c.joint != SIMMIM_COUNTED) return c.joint == SIMMIM_LEFT_OUT;
-  return c.ids && in.row_ids[i] == in.col_ids[j];
+  return c.ids && (in.row_ids[i] == in.col_ids[j]) != c.grouped;
 }
 
 Truth truth_of(const Case &c, const Inputs &in) {
@@ -125,8 +126,8 @@ bool check(const Case &c) {
   fill(in.a, c.n);
   fill(in.b, c.m);
   for (float &value : in.x) value /= std::sqrt(float(c.d));
-  for (int64_t i = 0; i < c.n; ++i) in.positives.push_back((7 * i + 3) % c.m), in.row_ids.push_back(i % 5);
-  for (int64_t j = 0; j < c.m; ++j) in.col_ids.push_back(j % 7);
+  for (int64_t i = 0; i < c.n; ++i) in.positives.push_back((7 * i + 3) % c.m), in.row_ids.push_back(c.grouped ? 4 * i / c.n : i % 5);
+  for (int64_t j = 0; j < c.m; ++j) in.col_ids.push_back(c.grouped ? 4 * j / c.m : j % 7);
   simmim_problem p{};
   std::vector<uint16_t> x, y;
   if (c.dtype == SIMMIM_BFLOAT16) x = bfloat16_of(in.x), y = bfloat16_of(in.y);
@@ -137,7 +138,7 @@ bool check(const Case &c) {
   p.lo = c.clamp ? -0.6 : -infinity, p.hi = c.clamp ? 0.8 : infinity;
   if (c.biases) p.row_bias = in.a.data(), p.col_bias = in.b.data();
   if (c.positives) p.positives = in.positives.data();
-  if (c.ids) p.row_ids = in.row_ids.data(), p.col_ids = in.col_ids.data(), p.ids = 1;
+  if (c.ids) p.row_ids = in.row_ids.data(), p.col_ids = in.col_ids.data(), p.ids = 1, p.grouped = c.grouped;
   std::vector<float> rows(c.n), columns(c.m), ones(c.n, 1.0f), twos(c.m, 2.0f), dx(c.n * c.d), dy(c.m * c.d), drow(c.n),
       dcol(c.m), dscale(1);
   simmim_gradients g{};
@@ -197,7 +198,9 @@ int main() {
                               Case{100, 131, 33, true, true, false, true, SIMMIM_KEPT, function, 3, dtype},
                               Case{70, 97, 17, false, true, true, false, SIMMIM_LEFT_OUT, function, 2, dtype},
                               Case{65, 95, 3, true, false, false, false, SIMMIM_COUNTED, function, 2, dtype},
-                              Case{65, 1000, 3, false, false, false, true, SIMMIM_LEFT_OUT, function, 2, dtype}}) {
+                              Case{65, 1000, 3, false, false, false, true, SIMMIM_LEFT_OUT, function, 2, dtype},
+                              Case{400, 500, 5, true, true, true, false, SIMMIM_LEFT_OUT, function, 3, dtype, false, false, true},
+                              Case{70, 97, 3, true, true, false, true, SIMMIM_KEPT, function, 2, dtype, false, false, true}}) {
           const bool passed = check(c);
           if (!passed)
             std::printf("%s, function %d, dtype %d, %d x %d x %d: failed\n", name.c_str(), function, dtype, int(c.n),

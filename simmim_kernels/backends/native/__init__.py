@@ -54,7 +54,7 @@ class _Call:
             _DTYPES[x.dtype], _FUNCTIONS[p.fn], _JOINT[p.joint], symmetric, torch.get_num_threads(),
             p.parameters[0].item(), p.lo, p.hi, self.point(p.row_bias, dtype), self.point(p.col_bias, dtype),
             self.point(p.positives, torch.int64), self.point(p.row_ids, torch.int64),
-            self.point(p.col_ids, torch.int64), 0 if p.row_ids is None else len(p.row_ids),
+            self.point(p.col_ids, torch.int64), 0 if p.row_ids is None else len(p.row_ids), p.grouped,
         )  # fmt: skip
 
     def point(self, tensor: Tensor | None, dtype: torch.dtype) -> int | None:

@@ -16,7 +16,7 @@ import torch  # noqa: F401  loads its OpenMP, which the library then takes too: 
 from .integrity import Damaged, digest
 
 # SIMMIM_INTERFACE of csrc/cpu/simmim_cpu.h, which this file follows.
-_INTERFACE = 5
+_INTERFACE = 6
 # SIMMIM_ROW_STEP
 ROW_STEP = 96
 _LIBRARY = Path(__file__).with_name("_native.so")
@@ -37,7 +37,7 @@ class ProblemStruct(ctypes.Structure):
         *((name, c_int32) for name in ("dtype", "function", "joint", "symmetric", "threads")),
         *((name, c_double) for name in ("scale", "lo", "hi")),
         *((name, c_void_p) for name in ("row_bias", "col_bias", "positives", "row_ids", "col_ids")),
-        ("ids", c_int64),
+        *((name, c_int64) for name in ("ids", "grouped")),
     )
 
 

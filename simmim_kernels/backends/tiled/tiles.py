@@ -17,6 +17,8 @@ LOG2E = 1 / math.log(2)
 _TILE_ROWS, _TILE_COLUMNS = 512, 1024
 # Elsewhere a tile is large enough to hide the launch of a kernel: 64 MB in float32. Not measured on any GPU yet.
 _DEVICE_TILE = 4096
+# Of pairs within groups: the smaller the tiles, the fewer pairs of other groups share one with those that are in.
+_GROUP_TILE, _DEVICE_GROUP_TILE = 256, 1024
 _MLP_TILE_BYTES = 4 * 2**20
 
 
@@ -52,7 +54,11 @@ class Walk:
         self._id_ranges = _id_ranges(problem, self.row_step, self.col_step)
 
     def _tile_shape(self) -> tuple[int, int]:
-        rows, columns = (_TILE_ROWS, _TILE_COLUMNS) if self.device.type == "cpu" else (_DEVICE_TILE, _DEVICE_TILE)
+        on_cpu = self.device.type == "cpu"
+        rows, columns = (_TILE_ROWS, _TILE_COLUMNS) if on_cpu else (_DEVICE_TILE, _DEVICE_TILE)
+        if self.problem.grouped:
+            most = _GROUP_TILE if on_cpu else _DEVICE_GROUP_TILE
+            rows, columns = min(rows, most), min(columns, most)
         return min(self.n, rows), min(self.m, columns)
 
     def strips(self) -> Iterator[slice]:
@@ -63,9 +69,12 @@ class Walk:
             yield rows
 
     def tiles(self, rows: slice, gradients: bool = False) -> Iterator[Tile]:
+        """Those of a strip, but for tiles all of whose pairs are seen to be left out."""
         p = self.problem
         for start in range(rows.start if self.symmetric else 0, self.m, self.col_step):
             cols = slice(start, min(start + self.col_step, self.m))
+            if self._is_left_out(rows, cols):
+                continue
             s = self._products(rows, cols)
             if p.row_bias is not None:
                 s.add_(p.row_bias[rows, None].to(self.dtype), alpha=self.product_unit)
@@ -92,16 +101,30 @@ class Walk:
         p = self.problem
         if p.row_ids is None or p.col_ids is None:
             return None
-        row_ranges, col_ranges = self._id_ranges
         mask = None
-        for k in range(len(p.row_ids)):
-            row_least, row_most = row_ranges[k][rows.start // self.row_step]
-            col_least, col_most = col_ranges[k][cols.start // self.col_step]
-            if row_least > col_most or col_least > row_most:
+        for k, (alike, apart) in enumerate(self._id_relations(rows, cols)):
+            within = p.grouped and k == 0
+            if alike if within else apart:
                 continue
-            equal = p.row_ids[k, rows, None] == p.col_ids[k, cols]
-            mask = equal if mask is None else mask.logical_or_(equal)
+            mine, others = p.row_ids[k, rows, None], p.col_ids[k, cols]
+            out = mine != others if within else mine == others
+            mask = out if mask is None else mask.logical_or_(out)
         return mask
+
+    def _is_left_out(self, rows: slice, cols: slice) -> bool:
+        """Whether the ranges of a tile's ids show that all its pairs are left out."""
+        p = self.problem
+        if p.row_ids is None or p.joint == "kept":
+            return False
+        relations = self._id_relations(rows, cols)
+        return any(apart if p.grouped and k == 0 else alike for k, (alike, apart) in enumerate(relations))
+
+    def _id_relations(self, rows: slice, cols: slice) -> Iterator[tuple[bool, bool]]:
+        """Of a tile, for every k: whether the ranges of its ids show that all are equal, and that none are."""
+        strip, panel = rows.start // self.row_step, cols.start // self.col_step
+        for row_ranges, col_ranges in zip(*self._id_ranges, strict=True):
+            (row_least, row_most), (col_least, col_most) = row_ranges[strip], col_ranges[panel]
+            yield row_least == row_most == col_least == col_most, row_least > col_most or col_least > row_most
 
     def _enter(self, rows: slice) -> None:
         raise NotImplementedError
@@ -147,9 +170,11 @@ class _InnerProductGradients:
     def __init__(self, walk: _InnerProductWalk, needs: list[bool]):
         self.walk, p = walk, walk.problem
         self.need_x, self.need_y, self.need_scale = needs[0], needs[1], needs[4]
-        self.dx = torch.empty(p.x.shape, dtype=p.x.dtype, device=p.x.device) if self.need_x else None
+        # Ids may leave whole tiles out, which then add nothing.
+        make = torch.empty if p.row_ids is None else torch.zeros
+        self.dx = make(p.x.shape, dtype=p.x.dtype, device=p.x.device) if self.need_x else None
         self.dy = torch.zeros(p.y.shape[::-1], dtype=walk.dtype, device=p.y.device) if self.need_y else None
-        self.dscale = torch.zeros((), dtype=walk.dtype, device=p.x.device)
+        self.dscale = torch.zeros((), dtype=walk.dtype, device=p.x.device) if self.need_scale else None
 
     def start_strip(self) -> None:
         self._x_transposed = self.walk._x.T.contiguous() if self.need_y else None
@@ -169,12 +194,15 @@ class _InnerProductGradients:
             self.dy[:, tile.cols] += times_transposed(self._x_transposed, weights.T)
 
     def _add_scale(self, rows: slice, part: Tensor, share: float) -> None:
+        assert self.dscale is not None
         self.dscale += share * (self.walk.problem.x[rows].to(part.dtype) * part).sum()
 
     def finish_strip(self, rows: slice) -> None:
+        if self._strip is None and self.walk.symmetric and self.dx is not None:
+            self._strip = torch.zeros_like(self.dx[rows], dtype=self.walk.dtype)
         if self._strip is None:
             return
-        if self.need_scale:
+        if self.dscale is not None:
             self._add_scale(rows, self._strip, 1.0)
         if self.dx is not None:
             strip = self._strip.mul_(self.walk.parameters[0])
@@ -248,7 +276,7 @@ def walk_over(problem: Problem, unit: float = 1.0) -> Walk:
 
 
 def _id_ranges(problem: Problem, row_step: int, col_step: int):
-    """Least and greatest id of every block, so that most tiles are seen to exclude nothing at O(N + M) cost."""
+    """Least and greatest id of every block: that all of a tile is in, or nothing, they say at O(N + M) cost."""
 
     def ranges(ids: Tensor | None, step: int) -> list[list[list[int]]]:
         if ids is None:

@@ -19,7 +19,9 @@ class Side(NamedTuple):
     bias: Any = None
     """(size,)"""
     ids: Any = None
-    """(K, size) int64"""
+    """(K, size) int64, those of exclusions"""
+    group: Any = None
+    """(size,) int64, outside which no pair is in"""
     joint: Any = None
     """(size,) int64: where on the other side the joint pair is; None on both sides stands for the diagonal"""
     statistic: Any = None
@@ -41,17 +43,28 @@ class Critic(NamedTuple):
 
 def sides_of(problem: Problem) -> tuple[Side, Side]:
     x, y = problem.x, problem.y
+    (row_group, row_ids), (col_group, col_ids) = (
+        _group_and_exclusions(problem, ids) for ids in (problem.row_ids, problem.col_ids)
+    )
     rows = Side(
         len(x),
         x,
         x.stride(0),
         x.stride(1),
         bias=_dense(problem.row_bias),
-        ids=_dense(problem.row_ids),
+        ids=row_ids,
+        group=row_group,
         joint=None if problem.joint == "counted" else _dense(problem.positives),
     )
-    columns = Side(len(y), y, y.stride(0), y.stride(1), bias=_dense(problem.col_bias), ids=_dense(problem.col_ids))
-    return rows, columns
+    col_bias = _dense(problem.col_bias)
+    return rows, Side(len(y), y, y.stride(0), y.stride(1), bias=col_bias, ids=col_ids, group=col_group)
+
+
+def _group_and_exclusions(problem: Problem, ids: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """A side's ids (K, size) as those of groups (size,) and those of exclusions (K or K - 1, size); None for none."""
+    if ids is None or not problem.grouped:
+        return None, _dense(ids)
+    return _dense(ids[0]), _dense(ids[1:]) if len(ids) > 1 else None
 
 
 def critic_of(problem: Problem) -> Critic:
@@ -71,7 +84,7 @@ def with_upstream(problem: Problem, side: Side, wanted: bool, statistic: Tensor,
 
 def exclusions(problem: Problem) -> dict[str, Any]:
     """The compile-time switches of which pairs are left out."""
-    ids = 0 if problem.row_ids is None else len(problem.row_ids)
+    ids = 0 if problem.row_ids is None else len(problem.row_ids) - problem.grouped
     return {"IDS": ids, "JOINT": problem.joint}
 
 

@@ -97,18 +97,23 @@ def _joint_pairs(own, other, i, j):
 
 
 @triton.jit
-def _equal_ids(own, other, i, j, IDS: tl.constexpr):
-    """True where any of the IDS pairs of ids agree."""
-    equal = tl.zeros((i.shape[0], j.shape[0]), tl.int1)
-    own_ids = own.ids + i
-    other_ids = other.ids + j
-    for _ in tl.static_range(IDS):
-        mine = tl.load(own_ids, mask=i < own.size, other=0)
-        others = tl.load(other_ids, mask=j < other.size, other=0)
-        equal = equal | (mine[:, None] == others[None, :])
-        own_ids += own.size
-        other_ids += other.size
-    return equal
+def _left_out_by_ids(own, other, i, j, IDS: tl.constexpr):
+    """True where any of the IDS pairs of ids agree, or the groups differ."""
+    out = tl.zeros((i.shape[0], j.shape[0]), tl.int1)
+    if IDS > 0:
+        own_ids = own.ids + i
+        other_ids = other.ids + j
+        for _ in tl.static_range(IDS):
+            mine = tl.load(own_ids, mask=i < own.size, other=0)
+            others = tl.load(other_ids, mask=j < other.size, other=0)
+            out = out | (mine[:, None] == others[None, :])
+            own_ids += own.size
+            other_ids += other.size
+    if own.group is not None:
+        mine = tl.load(own.group + i, mask=i < own.size, other=0)
+        others = tl.load(other.group + j, mask=j < other.size, other=0)
+        out = out | (mine[:, None] != others[None, :])
+    return out
 
 
 @triton.jit
@@ -118,8 +123,8 @@ def fill_left_out(values, fill, own, other, i0, j0, IDS: tl.constexpr, JOINT: tl
     BJ: tl.constexpr = values.shape[1]
     i = i0 + tl.arange(0, BI)
     j = j0 + tl.arange(0, BJ)
-    if IDS > 0:
-        excluded = _equal_ids(own, other, i, j, IDS)
+    if (IDS > 0) | (own.group is not None):
+        excluded = _left_out_by_ids(own, other, i, j, IDS)
         if JOINT == "left_out":
             excluded = excluded | _joint_pairs(own, other, i, j)
         elif JOINT == "kept":
