@@ -158,8 +158,9 @@ def test_tiles_between_groups_are_not_looked_at(small_tiles, monkeypatch):
     made = []
     multiply = tiles.times_transposed
     monkeypatch.setattr(tiles, "times_transposed", lambda a, b: made.append(a.shape) or multiply(a, b))
-    x, groups = torch.randn(480, 3, requires_grad=True), torch.arange(480) // 8
-    value = sk.DotCritic()(x, x).within(groups, groups).logsumexp(1, backend="tiled")
+    x, y = (torch.randn(480, 3, requires_grad=True) for _ in range(2))
+    groups = torch.arange(480) // 8
+    value = sk.DotCritic()(x, y).within(groups, groups).logsumexp(1, backend="tiled")
     assert len(made) == 480 // 16 + 480 // 24 - 10  # a tile of 16 x 24 begins where the one before ends, both every 48
     made.clear()
     value.sum().backward()
