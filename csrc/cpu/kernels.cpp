@@ -484,7 +484,7 @@ template <class E> struct Forward {
   std::vector<std::unique_ptr<Share>> shares;
 
   Forward(const Typed<E> &problem, const simmim_values &v)
-      : t(problem), exponential(t.p.function == SIMMIM_LOGSUMEXP), 
+      : t(problem), exponential(t.p.function == SIMMIM_LOGSUMEXP),
         rows(static_cast<T *>(t.symmetric && !v.rows ? v.columns : v.rows)), columns(static_cast<T *>(v.columns)),
         joints(static_cast<T *>(v.joint)), entropies(static_cast<T *>(v.entropies)), kept(static_cast<T *>(v.scores)),
         row_most(allocate<T>(exponential && rows ? t.p.n : 0)) {
