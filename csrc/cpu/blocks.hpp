@@ -83,8 +83,8 @@ inline void multiply_block(int64_t depth, const E *a, int64_t a_row, int64_t a_s
   Vector<Sum<E>> sums[block_rows<E>][2];
 #pragma GCC unroll 16
   for (int i = 0; i < block_rows<E>; ++i) {
-    sums[i][0] = add ? load(c + i * c_row) : Vector<Sum<E>>{};
-    sums[i][1] = add ? load(c + i * c_row + lanes) : Vector<Sum<E>>{};
+    sums[i][0] = Vector<Sum<E>>{};
+    sums[i][1] = Vector<Sum<E>>{};
   }
   for (int64_t k = 0; k < depth; k += step) {
     const auto b0 = Operand<E>::vector(b), b1 = Operand<E>::vector(b + lanes * step);
@@ -98,8 +98,9 @@ inline void multiply_block(int64_t depth, const E *a, int64_t a_row, int64_t a_s
   }
 #pragma GCC unroll 16
   for (int i = 0; i < block_rows<E>; ++i) {
-    store(c + i * c_row, sums[i][0]);
-    store(c + i * c_row + lanes, sums[i][1]);
+    // What is there comes last: begun with, it would be another way into the loop, which then spills.
+    store(c + i * c_row, add ? load(c + i * c_row) + sums[i][0] : sums[i][0]);
+    store(c + i * c_row + lanes, add ? load(c + i * c_row + lanes) + sums[i][1] : sums[i][1]);
   }
 }
 

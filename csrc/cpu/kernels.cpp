@@ -32,7 +32,9 @@ namespace SIMMIM_ISA {
 namespace {
 
 // Multiples of every block's rows and columns. A strip and its tile stay in a core's own cache, a panel in the shared.
-constexpr int64_t strip_rows = 96, panel_step = SIMMIM_ROW_STEP, panel_columns = 960, panel_features = 960 * 512;
+// Processors without AVX-512 have 256 or 512 KB of the former, of which a tile of 960 columns would leave no room.
+constexpr int64_t strip_rows = 96, panel_step = SIMMIM_ROW_STEP, panel_columns = SIMMIM_VECTOR_BYTES == 64 ? 960 : 480,
+                  panel_features = 960 * 512;
 // Of pairs within groups: the narrower a tile, the fewer pairs of other groups share it with those that are in.
 constexpr int64_t group_columns = panel_step;
 template <class E> constexpr bool in_whole_blocks =
