@@ -116,18 +116,36 @@ class _Driver:
         return 0
 
 
-@contextmanager
 def compiling_for(target: str, compiled: list):
     """Launches compile for the target, and are noted instead of run."""
-    kind, _, arch = target.partition(":")
-    gpu = GPUTarget("cuda", int(arch), 32) if kind == "cuda" else GPUTarget("hip", arch, 64)
-    run, architecture = JITFunction.run, configurations.architecture
+    run = JITFunction.run
 
     def compile_only(self, *arguments, grid, warmup, **options):
         compiled.append((self.__name__, run(self, *arguments, grid=grid, warmup=True, **options)))
 
+    return _launching_on(target, compile_only)
+
+
+def telling_apart(target: str, binaries: set):
+    """Launches are neither compiled nor run: what Triton would compile anew for them is noted."""
+
+    def tell_apart(self, *arguments, grid, warmup, **options):
+        options |= {"debug": False, "instrumentation_mode": ""}
+        binder = self.device_caches[triton.runtime.driver.active.get_current_device()][-1]
+        _, specialization, chosen = binder(*arguments, **options)
+        binaries.add((self.__name__, str(specialization), str(chosen)))
+
+    return _launching_on(target, tell_apart)
+
+
+@contextmanager
+def _launching_on(target: str, launch):
+    """Launches go to a function, as if there were a device of the target."""
+    kind, _, arch = target.partition(":")
+    gpu = GPUTarget("cuda", int(arch), 32) if kind == "cuda" else GPUTarget("hip", arch, 64)
+    run, architecture = JITFunction.run, configurations.architecture
     triton.runtime.driver.set_active(_Driver(gpu))
-    JITFunction.run = compile_only
+    JITFunction.run = launch
     configurations.architecture = lambda device: arch
     try:
         yield
@@ -148,12 +166,23 @@ def compile_for(target: str) -> Iterator[Compiled]:
                 yield _read(target, name, kernel, binary)
 
 
-def _launch_all(problem: Problem) -> None:
+def binaries_of(target: str, sizes: list[int], d: int) -> list[int]:
+    """How many kernels Triton compiles for a CLIP step in bfloat16 of each of the sizes."""
+    found = []
+    for n in sizes:
+        binaries: set = set()
+        with telling_apart(target, binaries):
+            _launch_all(meta_problem(d, torch.bfloat16, n=n, dims="both"), modes=(False,))
+        found.append(len(binaries))
+    return found
+
+
+def _launch_all(problem: Problem, modes: tuple[bool, ...] = (False, True)) -> None:
     """Every launch of a forward and a backward, in one pass and in the two of deterministic mode."""
     needs = [tensor is not None for tensor in problem.differentiable]
     found = statistics.forward(problem)
     upstream = [torch.empty_like(statistic) for statistic in found]
-    for deterministic in (False, True):
+    for deterministic in modes:
         torch.use_deterministic_algorithms(deterministic)
         if problem.fn == "logsumexp":
             gradients.backward(problem, *found, *upstream, needs)
@@ -202,7 +231,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument(
+        "--binaries", nargs="+", type=int, metavar="N", help="count those of a step of these sizes, d = 768"
+    )
     arguments = parser.parse_args()
+    if arguments.binaries:
+        print(json.dumps(binaries_of((arguments.targets or ["cuda:90"])[0], arguments.binaries, 768)))
+        return 0
     for target in arguments.targets or TARGETS:
         for found in compile_for(target):
             if arguments.json:

@@ -6,6 +6,8 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 from truth import BACKENDS, EVERY_BACKEND, WIDEST, Case, assert_close, gradients, weighted
 
@@ -150,6 +152,48 @@ def test_compile_fullgraph_with_dynamic_shapes(name):
         assert_close(got.detach(), want.detach())
         for a, b in zip(torch.autograd.grad(got, (x, y)), torch.autograd.grad(want, (x, y)), strict=True):
             assert_close(a, b)
+
+
+UNSEEN = {
+    "clip": lambda x, y, labels: sk.clip_loss(x, y, 3.0),
+    "siglip": lambda x, y, labels: sk.siglip_loss(x, y, 3.0, -1.0),
+    "info_nce": lambda x, y, labels: sk.info_nce_loss(x, x + y, y),
+    "nt_xent": lambda x, y, labels: sk.nt_xent_loss(x, y),
+    "dcl": lambda x, y, labels: sk.dcl_loss(x, y),
+    "supcon": lambda x, y, labels: sk.supcon_loss(x + y, labels),
+    "linear": lambda x, y, labels: sk.linear_cross_entropy(x, y, labels, label_smoothing=0.1),
+    "barber_agakov": lambda x, y, labels: sk.bounds.barber_agakov(sk.DotCritic()(x, y, labels)),
+    "interpolated": lambda x, y, labels: sk.bounds.interpolated(sk.CosineCritic()(x, y), 0.5, 1.0),
+    "smile": lambda x, y, labels: sk.bounds.smile(sk.GaussianCritic()(x, y)),
+}
+
+
+@pytest.mark.parametrize("n", [6, 300])
+@pytest.mark.parametrize("name", UNSEEN)
+def test_fake_tensors(name, n):
+    """Shapes and dtypes without values, as those ask for who plan memory or split a model: nothing looks at a value."""
+    with FakeTensorMode():
+        x, y = (torch.randn(n, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        value = UNSEEN[name](x, y, torch.randint(0, 3, (n,)))
+        found = torch.autograd.grad(value, (x, y))
+    assert value.shape == ()
+    assert value.dtype == torch.float64
+    assert [gradient.shape for gradient in found] == [x.shape, y.shape]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_totals_under_a_checkpoint(reentrant):
+    """A checkpoint without reentry makes saved tensors anew at every look, and refuses a second one."""
+    x, y = (torch.randn(40, 4, requires_grad=True) for _ in range(2))
+
+    def objective(x, y):
+        scores = sk.DotCritic()(x, y)
+        return sk.siglip_loss(x, y, 2.0, -1.0) + sk.bounds.js(scores) + sk.bounds.club(scores) + sk.bounds.smile(scores)
+
+    want = torch.autograd.grad(objective(x, y), (x, y))
+    torch.utils.checkpoint.checkpoint(objective, x, y, use_reentrant=reentrant).backward()
+    assert_close(x.grad, want[0].double())
+    assert_close(y.grad, want[1].double())
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")

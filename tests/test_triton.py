@@ -1,6 +1,7 @@
 """The Triton backend: every way through its kernels against dense float64, under the interpreter where no GPU is."""
 
 import itertools
+import types
 
 import pytest
 import torch
@@ -208,3 +209,13 @@ def test_a_planted_error_is_seen(monkeypatch, small_tiles):
         with pytest.raises(AssertionError, match="x: error"):
             check_statistic(sk, Case(37, 53, 5, torch.float32), "softplus", 1, "triton")
     check_statistic(sk, Case(37, 53, 5, torch.float32), "logsumexp", 1, "triton")
+
+
+def test_an_amd_architecture_without_tiles_is_a_reason(monkeypatch):
+    monkeypatch.setattr(configurations.knobs.runtime, "interpret", False)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    for name, reason in (("gfx942:sramecc+", None), ("gfx90a", "gfx942 alone; cuda:0 is gfx90a")):
+        properties = types.SimpleNamespace(gcnArchName=name)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=properties: found)
+        said = configurations.without_tiles(torch.device("cuda:0"))
+        assert said is None if reason is None else said.endswith(reason)

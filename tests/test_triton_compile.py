@@ -41,3 +41,11 @@ def test_workspace(d, deterministic):
     small, large = (float(run("benchmarks.workspace", n, d, *deterministic).split()[0]) for n in (131072, 262144))
     assert large <= 2 * small
     assert large < 700
+
+
+def test_few_binaries_whatever_the_size():
+    """A step compiles the same few kernels for one block of scores and for hundreds, ragged or not."""
+    sizes = ("300", "4096", "16384", "40000", "50001", "65536", "100000", "100003")
+    found = json.loads(run("benchmarks.compile", "cuda:90", "--binaries", *sizes))
+    assert len(found) == len(sizes)
+    assert max(found) <= 4

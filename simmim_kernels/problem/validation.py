@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from .problem import compute_dtype
 
@@ -242,12 +243,18 @@ def indices(value: object, name: str, size: int, below: int, like: Tensor, also:
     value = integers(value, name, size, like)
     if torch.compiler.is_compiling() or _has_no_values(value):
         return value
+    exception = "" if also is None else f" or equal to {also}"
+    needed = f"{name} must be in [0, {below}){exception}"
+    if value.device.type == "cuda":
+        # A look at the values would wait for all that the device has been asked for.
+        inside = (value >= 0) & (value < below)
+        torch._assert_async((inside if also is None else inside | (value == also)).all(), needed)
+        return value
     judged = value if also is None else value[value != also]
     if judged.numel():
         least, most = (int(end) for end in judged.aminmax())
         if least < 0 or most >= below:
-            exception = "" if also is None else f" or equal to {also}"
-            raise ValueError(f"{name} must be in [0, {below}){exception}, got values from {least} to {most}")
+            raise ValueError(f"{needed}, got values from {least} to {most}")
     return value
 
 
@@ -263,7 +270,7 @@ def _of_shape(value: object, name: str, shape: tuple[int, ...], like: Tensor) ->
 
 
 def _has_no_values(value: Tensor) -> bool:
-    return value.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(value)
+    return value.is_meta or is_fake(value) or torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 def choice(value: object, name: str, choices: Sequence[str]) -> None:

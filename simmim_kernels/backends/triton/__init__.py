@@ -60,7 +60,9 @@ def _unfit(device: torch.device) -> str | None:
         return f"the kernels need a CUDA or ROCm device; operands are on {device}"
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return f"the kernels need compute capability 8.0; {device} has {torch.cuda.get_device_capability(device)}"
-    return None
+    from .configurations import without_tiles
+
+    return without_tiles(device)
 
 
 def _interpreted() -> bool:

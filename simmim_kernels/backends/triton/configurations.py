@@ -101,8 +101,9 @@ _HEAVY = {row: ("softplus", "log1mexp") if row == "100" else ("log1mexp",) for r
 
 _INTERPRETER = Shapes(Tile(16, 32, 16, 4, 1), Tile(16, 32, 16, 4, 1), {256: Tile(16, 32, 256, 4, 1)})
 
-# Scores of a block of tiles that are made before its parts are merged: the parts take 64 MB with tiles of 128.
-BLOCK = 32768
+# Scores of a block of tiles that are made before its parts are merged: the parts take 16 MB with tiles of 128, from
+# 16,384 rows and columns on, and a block has a hundred tiles for each multiprocessor.
+BLOCK = 16384
 # A block of weights for the vendor's products takes at most so many bytes, and its shape is bounded so that neither
 # the strip's accumulator nor the operands' share of the traffic grows.
 WEIGHTS_BYTES = 128 * 2**20
@@ -112,8 +113,17 @@ STRIP_HEIGHT = 16384
 ACCUMULATOR_BYTES = 512 * 2**20
 
 
+def without_tiles(device: torch.device) -> str | None:
+    """Why there are no tiles for a device, if there are none."""
+    row = architecture(device)
+    if row in _TABLE or row == "interpreter":
+        return None
+    known = ", ".join(name for name in _TABLE if name.startswith("gfx"))
+    return f"of AMD's architectures there are tiles for {known} alone; {device} is {row}"
+
+
 def architecture(device: torch.device) -> str:
-    """The row of the table for a device."""
+    """The row of the table for a device, or an AMD architecture that has none."""
     if knobs.runtime.interpret:
         return "interpreter"
     properties = torch.cuda.get_device_properties(device)

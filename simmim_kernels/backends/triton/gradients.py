@@ -76,7 +76,7 @@ def offsets_within(ROWS: tl.constexpr, stride, columns):
     return (tl.arange(0, ROWS) * stride)[:, None] + columns[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("tiles_per_program",))
 def _fused_gradients(
     own, other, critic, mine, others, factor, weight_unit, tiles_per_program, UNIT: tl.constexpr, FN: tl.constexpr,
     IDS: tl.constexpr, JOINT: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
@@ -132,7 +132,7 @@ def _fused_gradients(
         tl.store(pointers, gradient.to(mine.gradient.dtype.element_ty), mask=inside[:, None] & (k < critic.d)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("tiles_i", "tiles_j"))
 def _weights_of_tiles(
     own, other, critic, weights, stride, weight_unit, own_bias, other_bias, value, tiles_i, tiles_j,
     UNIT: tl.constexpr, FN: tl.constexpr, IDS: tl.constexpr, JOINT: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,

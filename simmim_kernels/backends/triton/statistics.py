@@ -35,20 +35,26 @@ _MERGED, _MERGED_LINES = 128, 32
 
 
 class Parts(NamedTuple):
-    """Partial numbers of one side of a block of tiles, and the numbers that they are merged into."""
+    """Partial numbers of one side of a block of tiles, and the numbers that they are merged into.
+
+    Triton compiles a kernel anew for an integer that is 1, and for one that 16 does not divide: what changes from block
+    to block comes times 16.
+    """
 
     lines: Any
     """(tiles, stride) float32, one line for each tile of the other side"""
     stride: Any
     tiles: Any
+    """How many lines there are, times 16"""
     result: Any
     """(size,) float32 of the whole side; the block begins at `start` and has `length` of them"""
     start: Any
     length: Any
+    """Times 16"""
     first: Any
-    """Whether nothing was merged before"""
+    """Whether nothing was merged before: 16, or 0"""
     last: Any
-    """Whether nothing follows, so that a log-sum-exp goes from base 2 to nats"""
+    """Whether nothing follows, so that a log-sum-exp goes from base 2 to nats: 16, or 0"""
 
 
 @triton.jit
@@ -92,10 +98,10 @@ def _log2_sums_both(s):
 def store_parts(parts, tile, start, values, BLOCK: tl.constexpr):
     index = start + tl.arange(0, BLOCK)
     line = parts.lines + tile.to(tl.int64) * parts.stride
-    tl.store(line + index, values, mask=index < parts.length)
+    tl.store(line + index, values, mask=index < parts.length // 16)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("tiles_i", "tiles_j"))
 def _statistics_of_tiles(
     own, other, critic, rows, columns, tiles_i, tiles_j, UNIT: tl.constexpr, FN: tl.constexpr, IDS: tl.constexpr,
     JOINT: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BD: tl.constexpr, EVEN_D: tl.constexpr,
@@ -127,15 +133,16 @@ def _statistics_of_tiles(
 @triton.jit
 def _merge_side(parts, EXPONENTIAL: tl.constexpr, BLOCK: tl.constexpr, LINES: tl.constexpr):
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < parts.length
+    inside = index < parts.length // 16
     neutral = -float("inf") if EXPONENTIAL else 0.0
     result = parts.result + parts.start + index
     # As tensors: what comparing two numbers gives is no mask to the interpreter of Triton 3.9.
     total = tl.load(result, mask=inside & (tl.zeros_like(index) == parts.first), other=neutral)
-    for first in range(0, parts.tiles, LINES):
+    tiles = parts.tiles // 16
+    for first in range(0, tiles, LINES):
         line = first + tl.arange(0, LINES)
         pointers = parts.lines + (line.to(tl.int64) * parts.stride)[:, None] + index[None, :]
-        values = tl.load(pointers, mask=(line < parts.tiles)[:, None] & inside[None, :], other=neutral)
+        values = tl.load(pointers, mask=(line < tiles)[:, None] & inside[None, :], other=neutral)
         if EXPONENTIAL:
             shift = finite(tl.maximum(total, tl.max(values, 0)))
             total = tl.log2(tl.exp2(total - shift) + tl.sum(tl.exp2(values - shift[None, :]), 0)) + shift
@@ -181,14 +188,15 @@ class Merger:
 
     def merge(self, parts: tuple[Parts, Parts], exponential: bool) -> None:
         if any(self._wants):
-            grid = (triton.cdiv(max(p.length for p in parts), _MERGED), 2)
+            grid = (triton.cdiv(max(p.length for p in parts) // 16, _MERGED), 2)
             launch(_merge, grid, *parts, exponential, _MERGED, _MERGED_LINES, device=self._device, num_warps=4)
 
 
 def _parts(values: Tensor | None, tiles: int, result: Tensor, along: slice, across: slice, end: int) -> Parts:
     stride = 0 if values is None else values.stride(0)
     length = along.stop - along.start
-    return Parts(values, stride, tiles, result, along.start, length, int(across.start == 0), int(across.stop == end))
+    first, last = 16 * (across.start == 0), 16 * (across.stop == end)
+    return Parts(values, stride, 16 * tiles, result, along.start, 16 * length, first, last)
 
 
 def block_of(own: Side, other: Side, tile: Tile, height: int, width: int) -> tuple[int, int]:
