@@ -48,6 +48,31 @@ def setup_py():
     return module
 
 
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def pytest_generate_tests(metafunc):
+    """`instruction_set` goes through those of the native library that this machine runs."""
+    if "instruction_set" in metafunc.fixturenames:
+        from simmim_kernels.backends.native.library import instruction_sets
+
+        metafunc.parametrize("instruction_set", instruction_sets() or ("portable",), indirect=True)
+
+
+@pytest.fixture
+def instruction_set(request):
+    from simmim_kernels.backends.native.library import loaded
+
+    assert loaded().simmim_choose(request.param.encode()) == 0
+    yield request.param
+    loaded().simmim_choose(None)
+
+
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles of a few pairs, so that small problems have seams in both directions."""

@@ -44,22 +44,6 @@ from simmim_kernels.comparison.measure import extra_bytes, forward_backward
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"the native library: {why_not()}")
 
 ALL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-NAMES = instruction_sets() or ("portable",)
-
-
-@pytest.fixture(params=NAMES)
-def instruction_set(request):
-    assert loaded().simmim_choose(request.param.encode()) == 0
-    yield request.param
-    loaded().simmim_choose(None)
-
-
-@pytest.fixture(params=[1, 3])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))

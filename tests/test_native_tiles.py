@@ -39,14 +39,6 @@ def loaded(emulated, monkeypatch):
     library._load.cache_clear()
 
 
-@pytest.fixture(params=[1, 3])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
 @pytest.mark.parametrize(("fn", "dim"), [("logsumexp", 1), ("logsumexp", 0), ("softplus", (0, 1))])

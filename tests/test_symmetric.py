@@ -9,26 +9,11 @@ from truth import EVERY_BACKEND, OPTIONS, WIDEST, Case, assert_close, check_stat
 
 import simmim_kernels as sk
 from simmim_kernels.backends import native, tiled
-from simmim_kernels.backends.native.library import ROW_STEP, Values, instruction_sets, loaded, why_not
+from simmim_kernels.backends.native.library import ROW_STEP, Values, loaded, why_not
 from simmim_kernels.backends.tiled import tiles
 from simmim_kernels.problem import Problem
 
 needs_native = pytest.mark.skipif(why_not() is not None, reason=f"the native library: {why_not()}")
-
-
-@pytest.fixture(params=instruction_sets() or ("portable",))
-def instruction_set(request):
-    assert loaded().simmim_choose(request.param.encode()) == 0
-    yield request.param
-    loaded().simmim_choose(None)
-
-
-@pytest.fixture(params=[1, 3])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def problem_of(scores: sk.PairwiseScores) -> Problem:
