@@ -639,7 +639,8 @@ void weigh(const Typed<E> &t, const Upstream<Sum<E>> &u, Weights<Sum<E>> &w, Str
   else
     for (int64_t j = 0; j < panel.columns; ++j)
       w.column_factor[j] = u.grad_columns && j < panel.count ? u.grad_columns[panel.first + j] : T(0);
-  const int64_t from = strip.from, end = std::max(panel.columns, panel.rows);
+  // In whole vectors, as round_weights takes them.
+  const int64_t from = strip.from, end = round_up(std::max(panel.columns, panel.rows), lanes);
   T values[panel_columns];
   for (int64_t i = 0; i < strip.rows; ++i) {
     T *s = strip.scores.get() + i * strip.stride;
