@@ -36,7 +36,7 @@ def supervised_contrast(x: Tensor, classes: Tensor, scale: Tensor, dtype: torch.
     with without_autocast(x.device):
         positive, spread, others = _within_classes(x, classes, scale)
         values = cross_entropy_from_others(negative, positive.where(others > 0, 0)) + spread
-    back = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
+    back = order.argsort()
     return values.index_select(0, back), (others > 0)[back]
 
 
@@ -52,9 +52,8 @@ def _within_classes(x: Tensor, classes: Tensor, scale: Tensor) -> tuple[Tensor, 
     u = x - centre
     column = scale * (u * centre).sum(1)
     mean = (of_class(column) - column + scale * (u * (of_class(u) - u)).sum(1)) / others.clamp(min=1)
-    index = torch.arange(len(x), device=x.device)
     scores = PairwiseScores(u, u, scale=scale, row_bias=-mean, col_bias=column)
-    spread = scores.within(classes, classes).exclude(index, index).logsumexp(1)
+    spread = scores.within(classes, classes).marginal.logsumexp(1)
     positive = spread + (mean + scale * (x * centre).sum(1))
     # Of one positive, or none, there is no spread: not even that of a rounding.
     return positive, spread.where(others > 1, 0), others

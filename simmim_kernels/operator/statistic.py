@@ -107,13 +107,6 @@ def _without_none(problem: Problem, gradients: Sequence[Tensor | None]) -> list[
     return [problem.x.new_empty(0) if gradient is None else gradient for gradient in gradients]
 
 
-def _made(problem: Problem, needs: list[bool]) -> list[bool]:
-    """Which gradients of `problem.differentiable` an operator makes: of a mirrored problem one for both places."""
-    if not problem.with_needs(needs).mirrored:
-        return needs
-    return [needs[0], False, needs[2], False, *needs[4:]]
-
-
 def _total(*arguments) -> tuple[Tensor, list[Tensor]]:
     *fields, backend, needs = arguments
     problem = Problem(*fields)
@@ -136,7 +129,7 @@ def _fake_backward(*arguments) -> list[Tensor]:
     problem = Problem(*fields)
     return [
         problem.x.new_empty(0) if tensor is None or not made else tensor.new_empty(tensor.shape)
-        for tensor, made in zip(problem.differentiable, _made(problem, needs), strict=True)
+        for tensor, made in zip(problem.differentiable, problem.gradients_made(needs), strict=True)
     ]
 
 
@@ -145,7 +138,7 @@ def _fake_total(*arguments) -> tuple[Tensor, list[Tensor]]:
     problem = Problem(*fields)
     found = [
         None if tensor is None or not made else tensor.new_empty(tensor.shape, dtype=total_gradient_dtype(tensor.dtype))
-        for tensor, made in zip(problem.differentiable, _made(problem, needs), strict=True)
+        for tensor, made in zip(problem.differentiable, problem.gradients_made(needs), strict=True)
     ]
     return problem.x.new_empty((), dtype=problem.compute_dtype), _without_none(problem, found)
 
@@ -195,7 +188,7 @@ def _differentiate(settings: tuple, needs: list[bool], statistics: tuple, tensor
     if not torch.is_grad_enabled():
         run = torch.ops.simmim_kernels.statistic_backward if is_watched() else _backward
         found = run(*_operands(tensors), *settings, *statistics, needs)
-        return [gradient if made else None for gradient, made in zip(found, _made(problem, needs), strict=True)]
+        return [gradient if made else None for gradient, made in zip(found, problem.gradients_made(needs), strict=True)]
     *statistics_alone, grad_joint = statistics
     *fields, _, backend = settings
     # Both places of a mirrored problem have gradients of their own here, each of which is differentiated once more.
@@ -306,7 +299,9 @@ class PairwiseTotal(torch.autograd.Function):
         problem = Problem(*_operands(tensors), *ctx.settings[:-1])
         found = [
             (gradient * upstream).to(tensor.dtype) if there and tensor is not None else None
-            for gradient, tensor, there in zip(made, problem.differentiable, _made(problem, ctx.made), strict=True)
+            for gradient, tensor, there in zip(
+                made, problem.differentiable, problem.gradients_made(ctx.made), strict=True
+            )
         ]
         return None, None, *_among_inputs(found, needs)
 

@@ -114,6 +114,12 @@ class Problem:
         alike = needs[0] == needs[1] and needs[2] == needs[3]
         return self if alike or not self.mirrored else self.replace(mirrored=False)
 
+    def gradients_made(self, needs: list[bool]) -> list[bool]:
+        """Which gradients come back where `needs` are asked for: of a mirrored problem one for both places."""
+        if not self.with_needs(needs).mirrored:
+            return needs
+        return [needs[0], False, needs[2], False, *needs[4:]]
+
     @property
     def differentiable(self) -> list[Tensor | None]:
         """The tensors that a gradient is computed for, in the order in which backends return the gradients."""

@@ -142,7 +142,7 @@ def _gradients(problem: Problem, needs: list[bool], given: dict[str, Tensor]) ->
     symmetric = problem.symmetric
     call = _Call(problem, symmetric)
     if symmetric:
-        needs = [needs[0], False, needs[2], False, *needs[4:]]
+        needs = problem.gradients_made(needs)
     made = [
         torch.empty(tensor.shape, dtype=call.dtype) if need and tensor is not None else None
         for tensor, need in zip(problem.differentiable, needs, strict=True)

@@ -23,7 +23,8 @@ def backward(
 ) -> list[Tensor | None]:
     """Gradients of `problem.differentiable`: every tile's scores again, its weights G, then G Y and G^T X."""
     exponential = problem.fn == "logsumexp"
-    if problem.symmetric:
+    walk = walk_over(problem, LOG2E if exponential else 1.0)
+    if walk.symmetric:
         # Weights G + G^T, which are alike by row and by column.
         statistic = rows if problem.wants_rows else columns
         upstream = (
@@ -31,7 +32,6 @@ def backward(
         )
         problem = problem.replace(dims="both")
         rows, columns, grad_rows, grad_columns = statistic, statistic, upstream, upstream
-    walk = walk_over(problem, LOG2E if exponential else 1.0)
     make_weights = _exponential_weights if exponential else _pointwise_weights
     weigh = make_weights(problem, rows, columns, grad_rows, grad_columns)
     return _gradients(problem, walk, weigh, needs)
