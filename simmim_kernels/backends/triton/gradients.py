@@ -32,6 +32,7 @@ from .tile import (
     fill_left_out,
     load_operand,
     multiply,
+    one_reference,
     products_of_tile,
     unclamped_scores,
     weights_of_tile,
@@ -98,7 +99,7 @@ def _fused_gradients(
         s = clamped_scores(unclamped, critic, UNIT)
         if mine.value is not None:
             values += tl.sum(fill_left_out(pointwise_value(s, FN), 0.0, own, other, i0, j0, IDS, JOINT), 1)
-        g = weights_of_tile(unclamped, s, own, other, i0, j0, critic, FN, IDS, JOINT)
+        g = weights_of_tile(unclamped, s, own, other, i0, j0, critic, FN, IDS, JOINT, "either")
         j = j0 + tl.arange(0, BJ)
         if mine.bias is not None:
             bias += tl.sum(g, 1)
@@ -136,19 +137,23 @@ def _fused_gradients(
 def _weights_of_tiles(
     own, other, critic, weights, stride, weight_unit, own_bias, other_bias, value, tiles_i, tiles_j,
     UNIT: tl.constexpr, FN: tl.constexpr, IDS: tl.constexpr, JOINT: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
-    BD: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
+    BD: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, REFERENCES: tl.constexpr,
 ):  # fmt: skip
-    """Writes one block of G, whole tiles of it, zero outside the matrix."""
-    tile_i, tile_j = tile_of_program(tiles_i, tiles_j)
+    """Writes one block of G, whole tiles of it, zero outside the matrix: those alone that REFERENCES speaks of."""
+    tile_i, tile_j = tile_of_program(tl.program_id(0), tiles_i, tiles_j)
     i0 = own_bias.start + tile_i * BI
     j0 = other_bias.start + tile_j * BJ
+    if REFERENCES != "either":
+        _, one = one_reference(own, other, i0, j0, BI, BJ)
+        if one != (REFERENCES == "one"):
+            return
     products = products_of_tile(own, other, i0, j0, critic.d, BI, BJ, BD, EVEN_D, PRECISION)
     unclamped = unclamped_scores(products, own, other, i0, j0, critic, UNIT)
     s = clamped_scores(unclamped, critic, UNIT)
     if value.lines is not None:
         by_row = tl.sum(fill_left_out(pointwise_value(s, FN), 0.0, own, other, i0, j0, IDS, JOINT), 1)
         store_parts(value, tile_j, tile_i * BI, by_row, BI)
-    g = weights_of_tile(unclamped, s, own, other, i0, j0, critic, FN, IDS, JOINT)
+    g = weights_of_tile(unclamped, s, own, other, i0, j0, critic, FN, IDS, JOINT, REFERENCES)
     if own_bias.lines is not None:
         store_parts(own_bias, tile_j, tile_i * BI, tl.sum(g, 1), BI)
     if other_bias.lines is not None:
@@ -273,10 +278,15 @@ class Pass:
         bias, value = biases.parts(rows, columns), values.parts(rows, columns)
         arguments = (self.own, self.other, self.critic, weights, weights.stride(0), self.weight_unit, *bias, value[0])
         constants = {**tile.constants(self.critic.d), **self._constants()}
-        launch(_weights_of_tiles, (tiles[0] * tiles[1],), *arguments, *tiles, **constants)
+        # Both ways in one kernel would take its registers, and halve how many programs run at a time.
+        for references in ("one", "two") if self._two_statistics() else ("either",):
+            launch(_weights_of_tiles, (tiles[0] * tiles[1],), *arguments, *tiles, **constants, REFERENCES=references)
         count((rows.stop - rows.start) * (columns.stop - columns.start) * self.critic.d)
         biases.merge(bias, exponential=False)
         values.merge(value, exponential=False)
+
+    def _two_statistics(self) -> bool:
+        return self.own.statistic is not None and self.other.statistic is not None
 
     def _finish(self, strip: Tensor, rows: slice) -> None:
         """Takes a strip's products, complete, into the gradients."""

@@ -20,11 +20,11 @@ from .launch import count, launch
 from .pointwise import pointwise_value
 from .sides import Side, critic_of, exclusions, input_precision, sides_of
 from .tile import (
-    _SHARED_SPREAD,
     LOG2E,
     clamped_scores,
     fill_left_out,
     finite,
+    log2,
     products_of_tile,
     unclamped_scores,
 )
@@ -32,6 +32,9 @@ from .tile import (
 _LN2 = tl.constexpr(0.6931471805599453)
 _GROUP = tl.constexpr(8)
 _MERGED, _MERGED_LINES = 128, 32
+# What underflows below a tile's maximum is less than 2^-126 a pair, and less than a rounding of a sum as large as this.
+_SMALLEST_SUM = tl.constexpr(2.0**-90)
+_MARKS = 32
 
 
 class Parts(NamedTuple):
@@ -58,9 +61,8 @@ class Parts(NamedTuple):
 
 
 @triton.jit
-def tile_of_program(tiles_i, tiles_j):
+def tile_of_program(program, tiles_i, tiles_j):
     """Programs that run at the same time share operands in L2: _GROUP tiles down before one to the right."""
-    program = tl.program_id(0)
     in_group = _GROUP * tiles_j
     first = (program // in_group) * _GROUP
     height = tl.minimum(tiles_i - first, _GROUP)
@@ -68,30 +70,22 @@ def tile_of_program(tiles_i, tiles_j):
 
 
 @triton.jit
-def _log2_sums(s, shift, AXIS: tl.constexpr):
-    """log2 sum 2^s along an axis, given finite references."""
-    return tl.log2(tl.sum(tl.exp2(s - tl.expand_dims(shift, AXIS)), AXIS)) + shift
+def _log2_sums(s, AXIS: tl.constexpr):
+    """log2 sum 2^s along an axis, by the references of its lines."""
+    shift = finite(tl.max(s, AXIS))
+    return log2(tl.sum(tl.exp2(s - tl.expand_dims(shift, AXIS)), AXIS)) + shift
 
 
 @triton.jit
-def _log2_sums_both(s):
-    """log2 sum 2^s of rows and of columns, by one exponential where one reference serves the whole tile."""
-    row_most = tl.max(s, 1)
-    column_most = tl.max(s, 0)
-    most = tl.max(row_most, 0)
-    empty = -float("inf")
-    least = tl.minimum(tl.min(tl.where(row_most == empty, most, row_most), 0),
-                       tl.min(tl.where(column_most == empty, most, column_most), 0))  # fmt: skip
-    shared = most - least <= _SHARED_SPREAD
-    row_shift = tl.where(shared, most, finite(row_most))
-    column_shift = tl.where(shared, most, finite(column_most))
-    e = tl.exp2(s - row_shift[:, None])
-    rows = tl.log2(tl.sum(e, 1)) + row_shift
-    # Triton 3.7 does not come to an end compiling for AMD where a branch makes the sums too.
-    if not shared:
-        e = tl.exp2(s - column_shift[None, :])
-    columns = tl.log2(tl.sum(e, 0)) + column_shift
-    return rows, columns
+def _log2_sums_by_one_reference(s, rows_inside, columns_inside):
+    """log2 sum 2^s of rows and of columns by one exponential a pair, and whether a sum is too small to be exact."""
+    most = finite(tl.max(s))
+    e = tl.exp2(s - most)
+    rows, columns = tl.sum(e, 1), tl.sum(e, 0)
+    least = tl.minimum(tl.min(tl.where(rows_inside, rows, 1.0), 0), tl.min(tl.where(columns_inside, columns, 1.0), 0))
+    # Written so that NaN is not exact; and an infinite sum's reference would be infinite.
+    exact = (least >= _SMALLEST_SUM) & (tl.max(rows, 0) < float("inf"))
+    return log2(rows) + most, log2(columns) + most, exact == 0
 
 
 @triton.jit
@@ -101,33 +95,70 @@ def store_parts(parts, tile, start, values, BLOCK: tl.constexpr):
     tl.store(line + index, values, mask=index < parts.length // 16)
 
 
+@triton.jit
+def _scores_of_tile(
+    own, other, critic, i0, j0, UNIT: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BD: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    products = products_of_tile(own, other, i0, j0, critic.d, BI, BJ, BD, EVEN_D, PRECISION)
+    return clamped_scores(unclamped_scores(products, own, other, i0, j0, critic, UNIT), critic, UNIT)
+
+
 @triton.jit(do_not_specialize=("tiles_i", "tiles_j"))
 def _statistics_of_tiles(
-    own, other, critic, rows, columns, tiles_i, tiles_j, UNIT: tl.constexpr, FN: tl.constexpr, IDS: tl.constexpr,
-    JOINT: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BD: tl.constexpr, EVEN_D: tl.constexpr,
-    PRECISION: tl.constexpr,
+    own, other, critic, rows, columns, inexact, tiles_i, tiles_j, UNIT: tl.constexpr, FN: tl.constexpr,
+    IDS: tl.constexpr, JOINT: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BD: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    tile_i, tile_j = tile_of_program(tiles_i, tiles_j)
+    tile_i, tile_j = tile_of_program(tl.program_id(0), tiles_i, tiles_j)
     i0 = rows.start + tile_i * BI
     j0 = columns.start + tile_j * BJ
-    products = products_of_tile(own, other, i0, j0, critic.d, BI, BJ, BD, EVEN_D, PRECISION)
-    s = clamped_scores(unclamped_scores(products, own, other, i0, j0, critic, UNIT), critic, UNIT)
+    s = _scores_of_tile(own, other, critic, i0, j0, UNIT, BI, BJ, BD, EVEN_D, PRECISION)
     if FN == "logsumexp":
         s = fill_left_out(s, -float("inf"), own, other, i0, j0, IDS, JOINT)
         if columns.lines is None:
-            store_parts(rows, tile_j, tile_i * BI, _log2_sums(s, finite(tl.max(s, 1)), 1), BI)
+            store_parts(rows, tile_j, tile_i * BI, _log2_sums(s, 1), BI)
         elif rows.lines is None:
-            store_parts(columns, tile_i, tile_j * BJ, _log2_sums(s, finite(tl.max(s, 0)), 0), BJ)
+            store_parts(columns, tile_i, tile_j * BJ, _log2_sums(s, 0), BJ)
         else:
-            by_row, by_column = _log2_sums_both(s)
+            rows_inside = i0 + tl.arange(0, BI) < own.size
+            columns_inside = j0 + tl.arange(0, BJ) < other.size
+            by_row, by_column, again = _log2_sums_by_one_reference(s, rows_inside, columns_inside)
             store_parts(rows, tile_j, tile_i * BI, by_row, BI)
             store_parts(columns, tile_i, tile_j * BJ, by_column, BJ)
+            tl.store(inexact + tl.program_id(0), again.to(tl.int8))
     else:
         values = fill_left_out(pointwise_value(s, FN), 0.0, own, other, i0, j0, IDS, JOINT)
         if rows.lines is not None:
             store_parts(rows, tile_j, tile_i * BI, tl.sum(values, 1), BI)
         if columns.lines is not None:
             store_parts(columns, tile_i, tile_j * BJ, tl.sum(values, 0), BJ)
+
+
+@triton.jit(do_not_specialize=("tiles_i", "tiles_j"))
+def _inexact_tiles_again(
+    own, other, critic, rows, columns, inexact, tiles_i, tiles_j, UNIT: tl.constexpr, FN: tl.constexpr,
+    IDS: tl.constexpr, JOINT: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BD: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Log-sum-exps (FN can be nothing else) of the marked tiles, by a reference for each row and each column.
+
+    In a kernel of its own, since these registers would halve how many programs of the other one run at a time.
+    """
+    tiles = tiles_i * tiles_j
+    for start in range(tl.program_id(0) * CHUNK, tiles, tl.num_programs(0) * CHUNK):
+        chunk = start + tl.arange(0, CHUNK)
+        marks = tl.load(inexact + chunk, mask=chunk < tiles, other=0)
+        if tl.max(marks.to(tl.int32), 0) != 0:
+            for tile in range(start, tl.minimum(start + CHUNK, tiles)):
+                if tl.load(inexact + tile) != 0:
+                    tile_i, tile_j = tile_of_program(tile, tiles_i, tiles_j)
+                    i0 = rows.start + tile_i * BI
+                    j0 = columns.start + tile_j * BJ
+                    s = _scores_of_tile(own, other, critic, i0, j0, UNIT, BI, BJ, BD, EVEN_D, PRECISION)
+                    s = fill_left_out(s, -float("inf"), own, other, i0, j0, IDS, JOINT)
+                    store_parts(rows, tile_j, tile_i * BI, _log2_sums(s, 1), BI)
+                    store_parts(columns, tile_i, tile_j * BJ, _log2_sums(s, 0), BJ)
 
 
 @triton.jit
@@ -145,7 +176,7 @@ def _merge_side(parts, EXPONENTIAL: tl.constexpr, BLOCK: tl.constexpr, LINES: tl
         values = tl.load(pointers, mask=(line < tiles)[:, None] & inside[None, :], other=neutral)
         if EXPONENTIAL:
             shift = finite(tl.maximum(total, tl.max(values, 0)))
-            total = tl.log2(tl.exp2(total - shift) + tl.sum(tl.exp2(values - shift[None, :]), 0)) + shift
+            total = log2(tl.exp2(total - shift) + tl.sum(tl.exp2(values - shift[None, :]), 0)) + shift
         else:
             total += tl.sum(values, 0)
     if EXPONENTIAL and parts.last != 0:
@@ -236,10 +267,17 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     block = block_of(own, other, tile, configurations.BLOCK, configurations.BLOCK)
     merger = Merger(own, other, tile, block, (problem.wants_rows, problem.wants_columns))
     constants = {**tile.constants(critic.d), **compile_time_options(problem)}
+    device = problem.x.device
+    inexact = None
+    if problem.fn == "logsumexp" and problem.wants_rows and problem.wants_columns:
+        inexact = torch.empty((block[0] // tile.own) * (block[1] // tile.other), dtype=torch.int8, device=device)
     for rows, columns in blocks(own, other, block):
         parts, tiles = merger.parts(rows, columns), tiles_of(rows, columns, tile)
-        arguments = (own, other, critic, *parts, *tiles)
-        launch(_statistics_of_tiles, (tiles[0] * tiles[1],), *arguments, **constants, device=problem.x.device)
+        arguments = (own, other, critic, *parts, inexact, *tiles)
+        launch(_statistics_of_tiles, (tiles[0] * tiles[1],), *arguments, **constants, device=device)
         count((rows.stop - rows.start) * (columns.stop - columns.start) * critic.d)
+        if inexact is not None:
+            programs = min(triton.cdiv(tiles[0] * tiles[1], _MARKS), configurations.programs_wanted(device))
+            launch(_inexact_tiles_again, (programs,), *arguments, **constants, CHUNK=_MARKS, device=device)
         merger.merge(parts, exponential=problem.fn == "logsumexp")
     return merger.own, merger.other

@@ -7,6 +7,7 @@ backward may own either side, so nothing here speaks of rows and columns.
 import triton
 import triton.language as tl
 from triton import knobs
+from triton.language import target_info
 
 from .pointwise import pointwise_derivative
 
@@ -142,6 +143,17 @@ def fill_left_out(values, fill, own, other, i0, j0, IDS: tl.constexpr, JOINT: tl
 
 
 @triton.jit
+def log2(x):
+    """log2 of a float32, by the unit that makes the exponentials: within 2^-22 of the larger of 1 and the result."""
+    if _INTERPRETED:
+        return tl.log2(x)
+    elif target_info.is_cuda():
+        return tl.inline_asm_elementwise("lg2.approx.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    else:
+        return tl.log2(x)
+
+
+@triton.jit
 def finite(reference):
     """A reference for exponentials: 0 stands for an infinite maximum, since inf - inf would be NaN."""
     return tl.where(tl.abs(reference) == float("inf"), 0.0, reference)
@@ -155,8 +167,23 @@ def _references(side, start, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _exponential_weights(s, own, other, i0, j0):
-    """alpha_i e^(s - r_i) + beta_j e^(s - c_j), of scores in base 2."""
+def one_reference(own, other, i0, j0, BI: tl.constexpr, BJ: tl.constexpr):
+    """A reference k for all pairs of a tile, and whether 2^(s - k) serves rows and columns alike."""
+    r = _references(own, i0, BI)
+    c = _references(other, j0, BJ)
+    most = tl.maximum(tl.max(tl.where(r == float("inf"), -float("inf"), r), 0),
+                      tl.max(tl.where(c == float("inf"), -float("inf"), c), 0))  # fmt: skip
+    least = tl.minimum(tl.min(r, 0), tl.min(c, 0))
+    # A NaN or infinity compares as false, and so do statistics that are all -inf: no pair is weighed then.
+    return (most + least) * 0.5, (most >= least) & (most - least <= _SHARED_SPREAD)
+
+
+@triton.jit
+def _exponential_weights(s, own, other, i0, j0, REFERENCES: tl.constexpr):
+    """alpha_i e^(s - r_i) + beta_j e^(s - c_j), of scores in base 2.
+
+    REFERENCES is "one" where one_reference is known to serve, "two" where it is known not to, or "either".
+    """
     BI: tl.constexpr = s.shape[0]
     BJ: tl.constexpr = s.shape[1]
     if other.statistic is None:
@@ -170,17 +197,27 @@ def _exponential_weights(s, own, other, i0, j0):
         c = _references(other, j0, BJ)
         a = load_vector(own.upstream, i0, own.size, BI, 0.0)
         b = load_vector(other.upstream, j0, other.size, BJ, 0.0)
-        most = tl.maximum(tl.max(tl.where(r == float("inf"), -float("inf"), r), 0),
-                          tl.max(tl.where(c == float("inf"), -float("inf"), c), 0))  # fmt: skip
-        least = tl.minimum(tl.min(r, 0), tl.min(c, 0))
-        # 2^(s - k) (a_i 2^(k - r_i) + b_j 2^(k - c_j)): one exponential a pair. A NaN or infinity compares as false,
-        # and so do statistics that are all -inf: there is no reference then, and no pair to weigh.
-        if (most >= least) & (most - least <= _SHARED_SPREAD):
-            k = (most + least) * 0.5
-            g = tl.exp2(s - k) * ((a * tl.exp2(k - r))[:, None] + (b * tl.exp2(k - c))[None, :])
+        k, one = one_reference(own, other, i0, j0, BI, BJ)
+        if REFERENCES == "one":
+            g = _by_one_reference(s, k, r, c, a, b)
+        elif REFERENCES == "two":
+            g = _by_two_references(s, r, c, a, b)
+        elif one:
+            g = _by_one_reference(s, k, r, c, a, b)
         else:
-            g = tl.exp2(s - r[:, None]) * a[:, None] + tl.exp2(s - c[None, :]) * b[None, :]
+            g = _by_two_references(s, r, c, a, b)
         return g
+
+
+@triton.jit
+def _by_one_reference(s, k, r, c, a, b):
+    """2^(s - k) (a_i 2^(k - r_i) + b_j 2^(k - c_j)): one exponential a pair."""
+    return tl.exp2(s - k) * ((a * tl.exp2(k - r))[:, None] + (b * tl.exp2(k - c))[None, :])
+
+
+@triton.jit
+def _by_two_references(s, r, c, a, b):
+    return tl.exp2(s - r[:, None]) * a[:, None] + tl.exp2(s - c[None, :]) * b[None, :]
 
 
 @triton.jit
@@ -200,10 +237,13 @@ def _pointwise_weights(s, own, other, i0, j0, FN: tl.constexpr):
 
 
 @triton.jit
-def weights_of_tile(unclamped, s, own, other, i0, j0, critic, FN: tl.constexpr, IDS: tl.constexpr, JOINT: tl.constexpr):
+def weights_of_tile(
+    unclamped, s, own, other, i0, j0, critic, FN: tl.constexpr, IDS: tl.constexpr, JOINT: tl.constexpr,
+    REFERENCES: tl.constexpr,
+):  # fmt: skip
     """dL/ds of a tile, from its scores before and after the clamp."""
     if FN == "logsumexp":
-        g = _exponential_weights(s, own, other, i0, j0)
+        g = _exponential_weights(s, own, other, i0, j0, REFERENCES)
     else:
         g = _pointwise_weights(s, own, other, i0, j0, FN)
     if critic.lo is not None:
