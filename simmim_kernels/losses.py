@@ -87,10 +87,10 @@ def siglip_loss(
     if logit_bias is not None:
         row_bias = validation.scalar(logit_bias, "logit_bias", image_features).expand(len(image_features))
     scores = PairwiseScores(image_features, text_features, scale=logit_scale, row_bias=row_bias)
-    joint = -F.logsigmoid(scores.joint)
+    signed = scores._with_joint_negated()  # -log sigmoid(z s) = softplus(-z s)
     if reduction == "none":
-        return joint + scores.marginal.sum(1, fn="softplus")
-    total = joint.sum() + scores.marginal.sum((0, 1), fn="softplus")
+        return signed.sum(1, fn="softplus")
+    total = signed.sum((0, 1), fn="softplus")
     return total / len(image_features) if reduction == "mean" else total
 
 

@@ -116,6 +116,11 @@ class PairwiseScores:
         self._need_positives()
         return self._with(joint="left_out")
 
+    def _with_joint_negated(self) -> "PairwiseScores":
+        """Scores of which `sum`, and no other statistic, takes the joint pairs' with the sign changed."""
+        self._need_positives()
+        return self._with(joint="negated")
+
     def _need_positives(self) -> None:
         n, m = self.shape
         if self._problem.positives is None and m < n:

@@ -7,6 +7,7 @@ import torch
 from truth import OPTIONS, Case, assert_close, check_statistic, error
 
 import simmim_kernels as sk
+from simmim_kernels.backends.tiled import tiles
 from simmim_kernels.backends.triton import launch
 
 pytestmark = pytest.mark.gpu
@@ -17,7 +18,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 @pytest.fixture(autouse=True)
 def _tiles_of_tests(monkeypatch):
-    monkeypatch.setattr("simmim_kernels.backends.tiled.tiles._DEVICE_TILE", 256)
+    monkeypatch.setattr(tiles, "_DEVICE_TILE", 256)
 
 
 # Most of the time goes into compiling kernels, one for each of these: few cases, each for a reason. All statistics with

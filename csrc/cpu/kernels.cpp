@@ -237,7 +237,7 @@ template <class E>
 void leave_out(const Typed<E> &t, const Panel<E> &panel, int64_t row, Sum<E> *values, int64_t from, int64_t end,
                Sum<E> fill) {
   const simmim_problem &p = t.p;
-  const int64_t joint = p.joint == SIMMIM_COUNTED ? -1 : joint_of(t, panel, row);
+  const int64_t joint = p.joint == SIMMIM_LEFT_OUT || p.joint == SIMMIM_KEPT ? joint_of(t, panel, row) : -1;
   const bool special = joint >= 0;
   const Sum<E> of_joint = special && p.joint == SIMMIM_KEPT ? values[joint] : fill;
   for (int64_t k = 0; k < p.ids; ++k) {
@@ -377,6 +377,24 @@ void add_exponentials(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel,
     for (int64_t j = from; j < panel.count; ++j) columns.add(j, shared ? most : column_most[j], column_sum[j]);
 }
 
+// A row's joint pair, where it is negated: the function, or its derivative, takes the score with its sign changed.
+template <class E> struct Negated {
+  using T = Sum<E>;
+  const Typed<E> &t;
+  const int64_t at;
+  T raw = 0, score = 0;
+  Negated(const Typed<E> &t, const Panel<E> &panel, int64_t row, const T *products, T bias)
+      : t(t), at(t.p.joint == SIMMIM_NEGATED ? joint_of(t, panel, row) : -1) {
+    if (at < 0) return;
+    raw = products[at] * t.scale + (panel.bias[at] + bias);
+    score = -clamped_score(t, all(raw))[0];
+  }
+  T value() const { return function_of<T>(t.p.function, all(score))[0]; }
+  T derivative() const {
+    return !t.clamped || (raw >= t.lo && raw <= t.hi) ? -derivative_of<T>(t.p.function, all(score))[0] : T(0);
+  }
+};
+
 template <class E>
 void add_values(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, Sum<E> *rows, Sum<E> *columns) {
   using T = Sum<E>;
@@ -385,8 +403,10 @@ void add_values(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, Sum<E
     const int64_t row = strip.first + i;
     T *s = strip.scores.get() + i * strip.stride;
     const T bias = t.row_bias ? t.row_bias[row] : T(0);
+    const Negated<E> joint(t, panel, row, s, bias);
     for (int64_t j = strip.from; j < panel.columns; j += lanes)
       store(s + j, function_of<T>(t.p.function, clamped_score(t, unclamped_score(t, panel, s, j, bias))));
+    if (joint.at >= 0) s[joint.at] = joint.value();
     leave_out(t, panel, row, s, strip.from, panel.columns, T(0));
     const Untouched<T> diagonal(columns, columns ? diagonal_of(t, panel, row) : -1);
     Vector<T> sum{};
@@ -661,6 +681,7 @@ void weigh(const Typed<E> &t, const Upstream<Sum<E>> &u, Weights<Sum<E>> &w, Str
       if (!t.clamped || (score >= t.lo && score <= t.hi))
         of_joint = u.grad_joint[row] + (t.symmetric ? u.grad_joint[panel.first + joint] : T(0));
     }
+    const Negated<E> negated(t, panel, row, s, bias);
     for (int64_t j = from; j < panel.columns; j += lanes) {
       const Vector<T> raw = kept ? load(kept + j) : unclamped_score(t, panel, s, j, bias);
       const Vector<T> clamped = clamped_score(t, raw);
@@ -669,6 +690,10 @@ void weigh(const Typed<E> &t, const Upstream<Sum<E>> &u, Weights<Sum<E>> &w, Str
       // Comparisons that hold for what is inside, so that NaN is taken for outside, as by the other backends.
       if (t.clamped) g = (raw >= all(t.lo)) & (raw <= all(t.hi)) ? g : Vector<T>{};
       store(s + j, g);
+    }
+    if (negated.at >= 0) {
+      s[negated.at] = negated.derivative() * (w.column_factor[negated.at] + factor);
+      values[negated.at] = negated.value();
     }
     leave_out(t, panel, row, s, from, end, T(0));
     if (joint >= 0) s[joint] += of_joint;

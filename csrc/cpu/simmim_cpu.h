@@ -14,12 +14,12 @@ extern "C" {
 #endif
 
 /* Counts the changes of this file, so that a library built from another one is not taken for this one's. */
-#define SIMMIM_INTERFACE 6
+#define SIMMIM_INTERFACE 7
 int simmim_interface(void);
 
 enum simmim_dtype { SIMMIM_FLOAT32, SIMMIM_FLOAT64, SIMMIM_BFLOAT16, SIMMIM_FLOAT16 };
 enum simmim_function { SIMMIM_LOGSUMEXP, SIMMIM_IDENTITY, SIMMIM_SOFTPLUS, SIMMIM_SQUARE, SIMMIM_LOG1MEXP };
-enum simmim_joint { SIMMIM_COUNTED, SIMMIM_LEFT_OUT, SIMMIM_KEPT };
+enum simmim_joint { SIMMIM_COUNTED, SIMMIM_LEFT_OUT, SIMMIM_KEPT, SIMMIM_NEGATED };
 
 /* Strides count elements. Vectors are contiguous and have the compute type: double for float64 operands, else float. */
 typedef struct {

@@ -24,18 +24,27 @@ def supports(problem: Problem) -> str | None:
 
 def excluded_pairs(problem: Problem) -> Tensor | None:
     """(N, M) bool, True where a pair is left out; None where all are in."""
-    n, m = problem.shape
     mask = None
     if problem.row_ids is not None and problem.col_ids is not None:
         mask = problem.left_out_by_ids(problem.row_ids[:, :, None] == problem.col_ids[:, None, :])
-    if problem.joint == "counted":
-        return mask
-    device = problem.x.device
-    positives = torch.arange(n, device=device) if problem.positives is None else problem.positives
-    joint = positives[:, None] == torch.arange(m, device=device)
     if problem.joint == "left_out":
+        joint = joint_pairs(problem)
         return joint if mask is None else mask | joint
-    return None if mask is None else mask & ~joint
+    if problem.joint == "kept" and mask is not None:
+        return mask & ~joint_pairs(problem)
+    return mask
+
+
+def joint_pairs(problem: Problem) -> Tensor:
+    """(N, M) bool"""
+    (n, m), device = problem.shape, problem.x.device
+    positives = torch.arange(n, device=device) if problem.positives is None else problem.positives
+    return positives[:, None] == torch.arange(m, device=device)
+
+
+def _signed(problem: Problem, values: Tensor) -> Tensor:
+    """Values (N, M) with the sign of the joint pairs' changed where these are "negated"."""
+    return torch.where(joint_pairs(problem), -values, values) if problem.joint == "negated" else values
 
 
 def cast(problem: Problem) -> Problem:
@@ -70,7 +79,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     if problem.fn == "logsumexp":
         reduce = s.logsumexp
     else:
-        values, mask = POINTWISE[problem.fn].value(s), excluded_pairs(problem)
+        values, mask = POINTWISE[problem.fn].value(_signed(problem, s)), excluded_pairs(problem)
         reduce = (values if mask is None else values.masked_fill(mask, 0)).sum
     nothing = s.new_empty(0)
     return (reduce(1) if problem.wants_rows else nothing), (reduce(0) if problem.wants_columns else nothing)
@@ -82,7 +91,7 @@ def weights(
     """dL/ds for clamped scores s, from a statistic's values and the upstream gradients of rows and columns."""
     if problem.fn != "logsumexp":
         upstream = (grad_rows[:, None] if problem.wants_rows else 0) + (grad_columns if problem.wants_columns else 0)
-        return upstream * POINTWISE[problem.fn].derivative(s)
+        return upstream * _signed(problem, POINTWISE[problem.fn].derivative(_signed(problem, s)))
     total = torch.zeros_like(s)
     # An empty row or column has -inf for its statistic and no pair to weigh: +inf makes its weights 0, not NaN.
     if problem.wants_rows:

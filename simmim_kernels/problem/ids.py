@@ -29,9 +29,9 @@ def excluded_counts(problem: Problem, by_column: bool) -> Tensor:
     if problem.row_ids is not None and problem.col_ids is not None:
         mine, others = (problem.col_ids, problem.row_ids) if by_column else (problem.row_ids, problem.col_ids)
         counts = counts + (others.shape[1] - _kept(mine, others, problem.grouped))
-        if problem.joint != "counted":
+        if problem.joint in ("left_out", "kept"):
             matched = problem.left_out_by_ids(problem.row_ids == problem.col_ids[:, positives])
-    if problem.joint == "counted":
+    if problem.joint not in ("left_out", "kept"):
         return counts
     # A joint pair that the ids left out is in again ("kept"); one that they did not is out now ("left_out").
     change = (~matched).long() if problem.joint == "left_out" else -matched.long()

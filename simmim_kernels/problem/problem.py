@@ -54,7 +54,8 @@ class Problem:
     lo: float = -math.inf
     hi: float = math.inf
     joint: str = "counted"
-    """How the joint pairs enter: "counted" as any pair, "left_out" always, "kept" whatever the ids say."""
+    """How the joint pairs enter: "counted" as any pair, "left_out" always, "kept" whatever the ids say; or "negated" in
+    sums of a pointwise function, which takes their scores, clamped, with the sign changed."""
     grouped: bool = False
     """Whether the first of the ids are of groups, outside which no pair is in."""
     wants_joint: bool = False

@@ -19,7 +19,7 @@ _FORM = "inner_product"
 KEPT_SCORES = 2**18
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _FUNCTIONS = {"logsumexp": 0, "identity": 1, "softplus": 2, "square": 3, "log1mexp": 4}
-_JOINT = {"counted": 0, "left_out": 1, "kept": 2}
+_JOINT = {"counted": 0, "left_out": 1, "kept": 2, "negated": 3}
 
 
 # torch.compile does not look into what asks the machine, but takes the answer for a constant.

@@ -16,7 +16,7 @@ import torch  # noqa: F401  loads its OpenMP, which the library then takes too: 
 from .integrity import Damaged, digest
 
 # SIMMIM_INTERFACE of csrc/cpu/simmim_cpu.h, which this file follows.
-_INTERFACE = 6
+_INTERFACE = 7
 # SIMMIM_ROW_STEP
 ROW_STEP = 96
 _LIBRARY = Path(__file__).with_name("_native.so")

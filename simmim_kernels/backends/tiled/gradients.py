@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def backward(
         )
         problem = problem.replace(dims="both")
         rows, columns, grad_rows, grad_columns = statistic, statistic, upstream, upstream
-    make_weights = _exponential_weights if exponential else _pointwise_weights
+    make_weights = _exponential_weights if exponential else partial(_pointwise_weights, walk)
     weigh = make_weights(problem, rows, columns, grad_rows, grad_columns)
     return _gradients(problem, walk, weigh, needs)
 
@@ -46,10 +47,10 @@ def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, li
     total = torch.zeros((), dtype=walk.dtype, device=walk.device)
 
     def weigh(tile: Tile) -> Tensor:
-        values = psi.value(tile.scores)
+        values = psi.value(walk.sign_joint(tile, tile.scores))
         walk.fill_excluded(tile, values, 0.0)
         total.add_(values.sum(), alpha=2 if tile.mirrored else 1)
-        derivative = psi.derivative(tile.scores)
+        derivative = walk.sign_joint(tile, psi.derivative(tile.scores))
         return derivative.mul_(2) if walk.symmetric else derivative
 
     return total, _gradients(problem, walk, weigh, needs)
@@ -81,12 +82,12 @@ def _gradients(problem: Problem, walk: Walk, weigh: Weigh, needs: list[bool]) ->
 
 
 def _pointwise_weights(
-    problem: Problem, rows: Tensor, columns: Tensor, grad_rows: Tensor, grad_columns: Tensor
+    walk: Walk, problem: Problem, rows: Tensor, columns: Tensor, grad_rows: Tensor, grad_columns: Tensor
 ) -> Weigh:
     derivative = POINTWISE[problem.fn].derivative
 
     def weigh(tile: Tile) -> Tensor:
-        g = derivative(tile.scores)
+        g = walk.sign_joint(tile, derivative(walk.sign_joint(tile, tile.scores)))
         if problem.dims == "both":
             return g.mul_(grad_rows[tile.rows, None] + grad_columns[tile.cols])
         return g.mul_(grad_rows[tile.rows, None] if problem.wants_rows else grad_columns[tile.cols])

@@ -56,7 +56,7 @@ def _pointwise_sums(problem: Problem) -> tuple[Tensor, Tensor]:
     columns = torch.zeros(walk.m if problem.wants_columns else 0, dtype=walk.dtype, device=walk.device)
     for strip in walk.strips():
         for tile in walk.tiles(strip):
-            values = psi(tile.scores)
+            values = psi(walk.sign_joint(tile, tile.scores))
             walk.fill_excluded(tile, values, 0.0)
             if problem.wants_rows or walk.symmetric:
                 rows[tile.rows] += values.sum(1)

@@ -1,7 +1,7 @@
 """The walk over the score matrix: one tile of scores at a time, and the sums of products that consume its weights."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -92,10 +92,16 @@ class Walk:
         mask = self._id_mask(tile.rows, tile.cols)
         if mask is not None:
             if p.joint == "kept":
-                _fill_joint(p, tile, mask, False)
+                _change_joint(p, tile, mask, torch.zeros_like)
             values.masked_fill_(mask, fill)
         if p.joint == "left_out":
-            _fill_joint(p, tile, values, fill)
+            _change_joint(p, tile, values, lambda joint: torch.full_like(joint, fill))
+
+    def sign_joint(self, tile: Tile, values: Tensor) -> Tensor:
+        """`values`, with the sign of the joint pairs' entries changed in place where these are "negated"."""
+        if self.problem.joint == "negated":
+            _change_joint(self.problem, tile, values, torch.neg)
+        return values
 
     def _id_mask(self, rows: slice, cols: slice) -> Tensor | None:
         p = self.problem
@@ -287,14 +293,16 @@ def _id_ranges(problem: Problem, row_step: int, col_step: int):
     return ranges(problem.row_ids, row_step), ranges(problem.col_ids, col_step)
 
 
-def _fill_joint(problem: Problem, tile: Tile, values: Tensor, fill: float) -> None:
+def _change_joint(problem: Problem, tile: Tile, values: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+    """Puts `change` of the joint pairs' entries in their places."""
     rows, cols = tile.rows, tile.cols
     if problem.positives is None:
         first, last = max(rows.start, cols.start), min(rows.stop, cols.stop)
         if first < last:
             block = values[first - rows.start : last - rows.start, first - cols.start : last - cols.start]
-            block.diagonal().fill_(fill)
+            diagonal = block.diagonal()
+            diagonal.copy_(change(diagonal))
         return
     column = problem.positives[rows] - cols.start
     (row,) = ((column >= 0) & (column < cols.stop - cols.start)).nonzero(as_tuple=True)
-    values[row, column[row]] = fill
+    values[row, column[row]] = change(values[row, column[row]])

@@ -1,7 +1,8 @@
 """Fused kernels for NVIDIA (sm_80 and later) and AMD (gfx942) GPUs, in Triton.
 
-forward -> statistics.py, gradients -> gradients.py; both hand a problem to kernels as sides.py says, whose tiles are
-computed in tile.py. Kernels are imported when first needed: Triton is not everywhere, and slow to import.
+forward -> statistics.py; gradients -> gradients.py, which goes by fused.py or strips.py; cross entropies, around both
+-> cross_entropy.py. All hand a problem to kernels as sides.py says, whose tiles are computed in tile.py. Kernels are
+imported when first needed: Triton is not everywhere, and slow to import.
 """
 
 import importlib.util
@@ -83,6 +84,20 @@ def backward(
     from .gradients import backward
 
     return backward(problem, rows, columns, grad_rows, grad_columns, needs)
+
+
+def cross_entropies(problem: Problem, needs_gradients: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    from .cross_entropy import cross_entropies
+
+    return cross_entropies(problem, needs_gradients)
+
+
+def cross_entropy_gradients(
+    problem: Problem, statistics: tuple[Tensor, ...], upstream: Tensor, needs: list[bool]
+) -> list[Tensor | None]:
+    from .cross_entropy import cross_entropy_gradients
+
+    return cross_entropy_gradients(problem, statistics, upstream, needs)
 
 
 def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor | None]]:

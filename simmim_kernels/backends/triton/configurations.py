@@ -25,7 +25,7 @@ class Tile(NamedTuple):
     stages: int
 
     def constants(self, d: int) -> dict[str, Any]:
-        width = min(self.d, _padded(d))
+        width = min(self.d, padded(d))
         blocks = {"BI": self.own, "BJ": self.other, "BD": width, "EVEN_D": d % width == 0}
         return {**blocks, "num_warps": self.warps, "num_stages": self.stages}
 
@@ -54,15 +54,16 @@ _AMPERE = Shapes(
     Tile(128, 128, 64, 8, 3),
     {64: Tile(64, 32, 64, 8, 2), 128: Tile(64, 32, 128, 8, 2), 256: Tile(32, 32, 256, 8, 2)},
 )
-_HOPPER = Shapes(
-    Tile(128, 128, 64, 8, 3),
-    Tile(128, 128, 64, 8, 3),
-    {64: Tile(128, 64, 64, 8, 2), 128: Tile(64, 64, 128, 8, 2), 256: Tile(64, 32, 256, 8, 2)},
-)
+_HOPPER = Shapes(Tile(128, 128, 64, 4, 3), Tile(128, 128, 64, 4, 3), {64: Tile(128, 64, 64, 4, 2)})
 _HOPPER_HEAVY = Shapes(
     Tile(64, 128, 64, 8, 3),
     Tile(64, 128, 64, 8, 3),
     {64: Tile(64, 64, 64, 8, 2), 128: Tile(64, 64, 128, 8, 2), 256: Tile(64, 16, 256, 8, 2)},
+)
+_BLACKWELL = Shapes(
+    Tile(128, 128, 64, 8, 3),
+    Tile(128, 128, 64, 8, 3),
+    {64: Tile(128, 64, 64, 8, 2), 128: Tile(64, 64, 128, 8, 2), 256: Tile(64, 32, 256, 8, 2)},
 )
 _BLACKWELL_HEAVY = Shapes(
     Tile(128, 64, 64, 8, 3),
@@ -87,7 +88,11 @@ _AMPERE_HEAVY = _AMPERE._replace(forward=Tile(64, 128, 64, 8, 3), weights=Tile(6
 _TABLE: dict[str, dict[str, tuple[Shapes, Shapes]]] = {
     "80": {"half": (_AMPERE, _AMPERE_HEAVY), "tf32": (_TF32, _TF32), "ieee": (_EXACT, _EXACT)},
     "90": {"half": (_HOPPER, _HOPPER_HEAVY), "tf32": (_TF32, _TF32), "ieee": (_EXACT, _EXACT)},
-    "100": {"half": (_HOPPER, _BLACKWELL_HEAVY), "tf32": (_BLACKWELL_TF32, _BLACKWELL_TF32), "ieee": (_EXACT, _EXACT)},
+    "100": {
+        "half": (_BLACKWELL, _BLACKWELL_HEAVY),
+        "tf32": (_BLACKWELL_TF32, _BLACKWELL_TF32),
+        "ieee": (_EXACT, _EXACT),
+    },
     "gfx942": {
         "half": (_CDNA, _CDNA_HEAVY),
         "tf32": (_CDNA_TF32, _CDNA_TF32),
@@ -152,11 +157,11 @@ def weights_tile(problem: Problem) -> Tile:
 
 def fused_tile(problem: Problem) -> Tile | None:
     """Of the fused backward; None where the operands are too wide for it."""
-    d = _padded(problem.x.shape[1])
+    d = padded(problem.x.shape[1])
     return next((tile._replace(d=d) for width, tile in _shapes(problem).fused.items() if d <= width), None)
 
 
-def _padded(d: int) -> int:
+def padded(d: int) -> int:
     return max(16, triton.next_power_of_2(d))
 
 

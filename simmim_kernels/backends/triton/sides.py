@@ -24,10 +24,11 @@ class Side(NamedTuple):
     """(size,) int64, outside which no pair is in"""
     joint: Any = None
     """(size,) int64: where on the other side the joint pair is; None on both sides stands for the diagonal"""
-    statistic: Any = None
-    """(size,) log-sum-exps in nats, for the weights of a backward"""
-    upstream: Any = None
-    """(size,) gradients of the statistic"""
+    reference: Any = None
+    """(size,) log-sum-exps in base 2, for the weights of a backward; +inf for an empty line, which weighs nothing"""
+    factor: Any = None
+    """(size,) that the weights of a line are multiplied by (factors.py), or the gradients of sums of a pointwise
+    function"""
 
 
 class Critic(NamedTuple):
@@ -39,6 +40,23 @@ class Critic(NamedTuple):
     lo: Any = None
     """Of the clamp, in nats; None where there is none"""
     hi: Any = None
+    shared: Any = None
+    """(2,) float32: one reference for rows and columns alike, and whether it serves (factors.py)"""
+
+
+class JointPairs(NamedTuple):
+    """The joint pairs of the lines of one side, whose gradients are added to those of the other pairs."""
+
+    size: Any
+    """How many lines have one: the first"""
+    gradient: Any
+    """(size,) float32, of the joint scores"""
+    operand: Any
+    """Of the other side, any strides"""
+    stride: Any
+    stride_d: Any
+    index: Any = None
+    """(size,) int64, the line on the other side; None for the same one"""
 
 
 def sides_of(problem: Problem) -> tuple[Side, Side]:
@@ -72,14 +90,20 @@ def critic_of(problem: Problem) -> Critic:
     return Critic(problem.x.shape[1], problem.parameters[0], *limits)
 
 
-def with_upstream(problem: Problem, side: Side, wanted: bool, statistic: Tensor, upstream: Tensor) -> Side:
-    """A side whose statistic is differentiated."""
-    if not wanted:
-        return side
-    return side._replace(
-        statistic=_dense(statistic) if problem.fn == "logsumexp" else None,
-        upstream=_dense(upstream),
-    )
+def joint_pairs_of(problem: Problem, gradient: Tensor | None) -> tuple[JointPairs | None, JointPairs | None]:
+    """Of the rows, and of the columns: None where `positives` may have one column in several pairs."""
+    if gradient is None:
+        return None, None
+    x, y = problem.x, problem.y
+    rows = JointPairs(len(x), gradient, y, y.stride(0), y.stride(1), _dense(problem.positives))
+    if problem.positives is not None:
+        return rows, None
+    return rows, JointPairs(len(x), gradient, x, x.stride(0), x.stride(1))
+
+
+def with_factor(side: Side, upstream: Tensor | None) -> Side:
+    """A side whose sums of a pointwise function are differentiated."""
+    return side._replace(factor=_dense(upstream))
 
 
 def exclusions(problem: Problem) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from ...problem import Problem
 from . import configurations
 from .configurations import Tile, forward_tile
 from .launch import count, launch
-from .pointwise import pointwise_value
 from .sides import Side, critic_of, exclusions, input_precision, sides_of
 from .tile import (
     LOG2E,
@@ -27,6 +26,7 @@ from .tile import (
     log2,
     products_of_tile,
     unclamped_scores,
+    values_of_tile,
 )
 
 _LN2 = tl.constexpr(0.6931471805599453)
@@ -128,7 +128,7 @@ def _statistics_of_tiles(
             store_parts(columns, tile_i, tile_j * BJ, by_column, BJ)
             tl.store(inexact + tl.program_id(0), again.to(tl.int8))
     else:
-        values = fill_left_out(pointwise_value(s, FN), 0.0, own, other, i0, j0, IDS, JOINT)
+        values = values_of_tile(s, own, other, i0, j0, FN, IDS, JOINT)
         if rows.lines is not None:
             store_parts(rows, tile_j, tile_i * BI, tl.sum(values, 1), BI)
         if columns.lines is not None:

@@ -9,16 +9,12 @@ import triton.language as tl
 from triton import knobs
 from triton.language import target_info
 
-from .pointwise import pointwise_derivative
+from .pointwise import pointwise_derivative, pointwise_value
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
 # The interpreter multiplies bfloat16 as the integers that hold its bits, so that there all products are in float32.
 _INTERPRETED = tl.constexpr(knobs.runtime.interpret)
-
-# Row and column references of a tile that are this close, in base 2, may share one exponential: 2^60 and 2^-60 are
-# far within float32, and what underflows is below 2^-66 of its sum.
-_SHARED_SPREAD = tl.constexpr(60.0)
 
 
 @triton.jit
@@ -32,6 +28,31 @@ def load_operand(side, start, offset_d, d, BLOCK: tl.constexpr, BLOCK_D: tl.cons
         return tl.load(pointers)
     else:
         return tl.load(pointers, mask=(k < d)[None, :], other=0.0)
+
+
+@triton.jit
+def partners(joint, i):
+    """Where on the other side the joint pairs of lines i are."""
+    if joint.index is None:
+        return i
+    else:
+        return tl.load(joint.index + i, mask=i < joint.size, other=0)
+
+
+@triton.jit
+def load_partners(joint, i0, k0, d, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """(ROWS, WIDTH) of the operands beside which lines stand in their joint pairs, in float32; 0 for none."""
+    i = i0 + tl.arange(0, ROWS)
+    k = k0 + tl.arange(0, WIDTH)
+    line = partners(joint, i).to(tl.int64)
+    pointers = joint.operand + (line * joint.stride)[:, None] + (k.to(tl.int64) * joint.stride_d)[None, :]
+    return tl.load(pointers, mask=(i < joint.size)[:, None] & (k < d)[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def offsets_within(ROWS: tl.constexpr, stride, columns):
+    """Of the elements of a tile from its first: 32 bits, and so half the registers, where the start took 64."""
+    return (tl.arange(0, ROWS) * stride)[:, None] + columns[None, :]
 
 
 @triton.jit
@@ -154,6 +175,27 @@ def log2(x):
 
 
 @triton.jit
+def _signed(values, own, other, i0, j0, JOINT: tl.constexpr):
+    """`values` with the sign of the joint pairs' changed where these are "negated"."""
+    if JOINT == "negated":
+        i = i0 + tl.arange(0, values.shape[0])
+        j = j0 + tl.arange(0, values.shape[1])
+        if (own.joint is None) & (other.joint is None):
+            if (i0 < j0 + values.shape[1]) & (j0 < i0 + values.shape[0]):
+                values = tl.where(i[:, None] == j[None, :], -values, values)
+        else:
+            values = tl.where(_joint_pairs(own, other, i, j), -values, values)
+    return values
+
+
+@triton.jit
+def values_of_tile(s, own, other, i0, j0, FN: tl.constexpr, IDS: tl.constexpr, JOINT: tl.constexpr):
+    """A pointwise function of a tile's scores, 0 where pairs are left out."""
+    values = pointwise_value(_signed(s, own, other, i0, j0, JOINT), FN)
+    return fill_left_out(values, 0.0, own, other, i0, j0, IDS, JOINT)
+
+
+@triton.jit
 def finite(reference):
     """A reference for exponentials: 0 stands for an infinite maximum, since inf - inf would be NaN."""
     return tl.where(tl.abs(reference) == float("inf"), 0.0, reference)
@@ -161,63 +203,45 @@ def finite(reference):
 
 @triton.jit
 def _references(side, start, BLOCK: tl.constexpr):
-    """A side's statistics in base 2; +inf for an empty row or column, and past the end: its weights are 0, not NaN."""
-    statistic = load_vector(side.statistic, start, side.size, BLOCK, float("inf")) * LOG2E
-    return tl.where(statistic == -float("inf"), float("inf"), statistic)
+    return load_vector(side.reference, start, side.size, BLOCK, float("inf"))
 
 
 @triton.jit
-def one_reference(own, other, i0, j0, BI: tl.constexpr, BJ: tl.constexpr):
-    """A reference k for all pairs of a tile, and whether 2^(s - k) serves rows and columns alike."""
-    r = _references(own, i0, BI)
-    c = _references(other, j0, BJ)
-    most = tl.maximum(tl.max(tl.where(r == float("inf"), -float("inf"), r), 0),
-                      tl.max(tl.where(c == float("inf"), -float("inf"), c), 0))  # fmt: skip
-    least = tl.minimum(tl.min(r, 0), tl.min(c, 0))
-    # A NaN or infinity compares as false, and so do statistics that are all -inf: no pair is weighed then.
-    return (most + least) * 0.5, (most >= least) & (most - least <= _SHARED_SPREAD)
+def _factors(side, start, BLOCK: tl.constexpr):
+    return load_vector(side.factor, start, side.size, BLOCK, 0.0)
 
 
 @triton.jit
-def _exponential_weights(s, own, other, i0, j0, REFERENCES: tl.constexpr):
-    """alpha_i e^(s - r_i) + beta_j e^(s - c_j), of scores in base 2.
+def is_for(critic, REFERENCES: tl.constexpr):
+    """Whether a program compiled for REFERENCES has to do with this problem: it does nothing otherwise.
 
-    REFERENCES is "one" where one_reference is known to serve, "two" where it is known not to, or "either".
+    "one" for a reference that serves rows and columns alike, "two" where none does, "any" where there is but one
+    statistic, or none. A kernel that could do both would take the registers of both.
     """
+    if REFERENCES == "any":
+        return True
+    else:
+        return (tl.load(critic.shared + 1) != 0) == (REFERENCES == "one")
+
+
+@triton.jit
+def _exponential_weights(s, own, other, i0, j0, critic, REFERENCES: tl.constexpr):
+    """alpha_i e^(s - r_i) + beta_j e^(s - c_j), of scores in base 2."""
     BI: tl.constexpr = s.shape[0]
     BJ: tl.constexpr = s.shape[1]
-    if other.statistic is None:
-        r = _references(own, i0, BI)
-        return tl.exp2(s - r[:, None]) * load_vector(own.upstream, i0, own.size, BI, 0.0)[:, None]
-    elif own.statistic is None:
-        c = _references(other, j0, BJ)
-        return tl.exp2(s - c[None, :]) * load_vector(other.upstream, j0, other.size, BJ, 0.0)[None, :]
+    if other.reference is None:
+        return tl.exp2(s - _references(own, i0, BI)[:, None]) * _factors(own, i0, BI)[:, None]
+    elif own.reference is None:
+        return tl.exp2(s - _references(other, j0, BJ)[None, :]) * _factors(other, j0, BJ)[None, :]
     else:
-        r = _references(own, i0, BI)
-        c = _references(other, j0, BJ)
-        a = load_vector(own.upstream, i0, own.size, BI, 0.0)
-        b = load_vector(other.upstream, j0, other.size, BJ, 0.0)
-        k, one = one_reference(own, other, i0, j0, BI, BJ)
+        a = _factors(own, i0, BI)[:, None]
+        b = _factors(other, j0, BJ)[None, :]
         if REFERENCES == "one":
-            g = _by_one_reference(s, k, r, c, a, b)
-        elif REFERENCES == "two":
-            g = _by_two_references(s, r, c, a, b)
-        elif one:
-            g = _by_one_reference(s, k, r, c, a, b)
+            # One exponential a pair: 2^(s - k) (alpha_i 2^(k - r_i) + beta_j 2^(k - c_j)).
+            return tl.exp2(s - tl.load(critic.shared)) * (a + b)
         else:
-            g = _by_two_references(s, r, c, a, b)
-        return g
-
-
-@triton.jit
-def _by_one_reference(s, k, r, c, a, b):
-    """2^(s - k) (a_i 2^(k - r_i) + b_j 2^(k - c_j)): one exponential a pair."""
-    return tl.exp2(s - k) * ((a * tl.exp2(k - r))[:, None] + (b * tl.exp2(k - c))[None, :])
-
-
-@triton.jit
-def _by_two_references(s, r, c, a, b):
-    return tl.exp2(s - r[:, None]) * a[:, None] + tl.exp2(s - c[None, :]) * b[None, :]
+            g = tl.exp2(s - _references(own, i0, BI)[:, None]) * a
+            return g + tl.exp2(s - _references(other, j0, BJ)[None, :]) * b
 
 
 @triton.jit
@@ -226,13 +250,13 @@ def _pointwise_weights(s, own, other, i0, j0, FN: tl.constexpr):
     BI: tl.constexpr = s.shape[0]
     BJ: tl.constexpr = s.shape[1]
     g = pointwise_derivative(s, FN)
-    if own.upstream is not None:
-        upstream = load_vector(own.upstream, i0, own.size, BI, 0.0)[:, None]
-        if other.upstream is not None:
-            upstream = upstream + load_vector(other.upstream, j0, other.size, BJ, 0.0)[None, :]
+    if own.factor is not None:
+        upstream = _factors(own, i0, BI)[:, None]
+        if other.factor is not None:
+            upstream = upstream + _factors(other, j0, BJ)[None, :]
         g = g * upstream
-    elif other.upstream is not None:
-        g = g * load_vector(other.upstream, j0, other.size, BJ, 0.0)[None, :]
+    elif other.factor is not None:
+        g = g * _factors(other, j0, BJ)[None, :]
     return g
 
 
@@ -243,9 +267,10 @@ def weights_of_tile(
 ):  # fmt: skip
     """dL/ds of a tile, from its scores before and after the clamp."""
     if FN == "logsumexp":
-        g = _exponential_weights(s, own, other, i0, j0, REFERENCES)
+        g = _exponential_weights(s, own, other, i0, j0, critic, REFERENCES)
     else:
-        g = _pointwise_weights(s, own, other, i0, j0, FN)
+        g = _pointwise_weights(_signed(s, own, other, i0, j0, JOINT), own, other, i0, j0, FN)
+        g = _signed(g, own, other, i0, j0, JOINT)
     if critic.lo is not None:
         g = tl.where((unclamped >= critic.lo) & (unclamped <= critic.hi), g, 0.0)
     return fill_left_out(g, 0.0, own, other, i0, j0, IDS, JOINT)
