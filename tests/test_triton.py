@@ -19,7 +19,7 @@ from truth import (
 )
 
 import simmim_kernels as sk
-from simmim_kernels.backends.triton import configurations, launch
+from simmim_kernels.backends.triton import configurations, launch, strips
 from simmim_kernels.backends.triton import gradients as triton_gradients
 
 DIMS = (1, 0, (0, 1))
@@ -198,14 +198,14 @@ def test_a_planted_error_is_seen(monkeypatch, small_tiles):
         patch.setattr(statistics, "_parts", forget)
         with pytest.raises(AssertionError, match="error"):
             check_statistic(sk, Case(37, 53, 5, torch.float32), "logsumexp", 1, "triton")
-    add_product = triton_gradients.add_product
+    add_product = strips.add_product
 
     def lose(total, a, b, first):
         add_product(total, a[:, :-1], b[:-1], first)
 
     monkeypatch.setattr(configurations, "_INTERPRETER", configurations._INTERPRETER._replace(fused={}))
     with monkeypatch.context() as patch:
-        patch.setattr(triton_gradients, "add_product", lose)
+        patch.setattr(strips, "add_product", lose)
         with pytest.raises(AssertionError, match="x: error"):
             check_statistic(sk, Case(37, 53, 5, torch.float32), "softplus", 1, "triton")
     check_statistic(sk, Case(37, 53, 5, torch.float32), "logsumexp", 1, "triton")

@@ -27,8 +27,9 @@ from . import checks, timings
 from .peers import PEERS, find
 from .run import Deadline, Run, attempt
 
-# Of the time given: by when checks must have begun, and what is kept for those in processes of their own.
-CHECKS_SHARE, SUITES_SHARE = 0.4, 0.25
+# Of the time given: for the test suite, which comes first, since it compiles on many cores what all else then finds in
+# Triton's cache; by when checks must have begun; and for the memory checker, which comes last.
+TESTS_SHARE, CHECKS_SHARE, LAST_SHARE = 0.3, 0.5, 0.15
 
 
 def main() -> None:
@@ -42,6 +43,7 @@ def main() -> None:
         device=torch.device("cpu" if arguments.dry_run else "cuda:0"),
         backend=arguments.backend,
         only=arguments.only,
+        skip=arguments.skip,
         deadline=Deadline(60 * arguments.minutes),
     )
     if arguments.sanitizer_target:
@@ -62,6 +64,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--backend", default="triton", help="the backend that is checked and timed (default triton)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default benchmarks/results/gpu-<device>.json")
     parser.add_argument("--only", default="", metavar="TEXT", help="only checks and cases with this in their name")
+    parser.add_argument("--skip", default="", metavar="TEXT", help="no contender with this in its name")
     parser.add_argument("--minutes", type=float, default=8.0, help="how long all of it may take (default 8)")
     parser.add_argument("--commit", help="what to record as the commit where git cannot be asked")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU, to try the command itself")
@@ -129,6 +132,7 @@ def measure(run: Run, results: dict, save: Callable[[], object]) -> None:
     """Fills in the results in the order of the file, and saves them as they come: a run that is cut off leaves some."""
     start = run.deadline.left()
     torch.set_float32_matmul_precision("highest")
+    _run_suite("tests/test_gpu.py", run, results, TESTS_SHARE * start)
     _run_checks(run, results, run.deadline.earlier((1 - CHECKS_SHARE) * start), save)
     peers = [find(peer) for peer in PEERS]
     results["peers"] = {found.peer.name: found.version for found in peers}
@@ -136,11 +140,11 @@ def measure(run: Run, results: dict, save: Callable[[], object]) -> None:
     results["copy_tbps"] = timings.measure_copy(run)
     for case in timings.CASES:
         if run.wants(case.id):
-            _run_case(case, run, results, run.deadline.earlier(SUITES_SHARE * start), peers)
+            _run_case(case, run, results, run.deadline.earlier(LAST_SHARE * start), peers)
             save()
     if not run.dry:
         torch.cuda.empty_cache()
-    _run_suites(run, results)
+    _run_suite("compute-sanitizer memcheck", run, results, run.deadline.left() - 2)
     results["seconds"] = start - run.deadline.left()
     save()
 
@@ -156,15 +160,14 @@ def _run_checks(run: Run, results: dict, deadline: Deadline, save: Callable[[], 
         save()
 
 
-def _run_suites(run: Run, results: dict) -> None:
-    """The checks in processes of their own, last, with the time that is left; half of it for all but the last."""
-    wanted = {name: suite for name, suite in checks.SUITES.items() if run.wants(name)}
-    for position, (name, suite) in enumerate(wanted.items(), start=1):
-        seconds = (run.deadline.left() - 2) / (1 if position == len(wanted) else 2)
-        if seconds < 5:
-            results["not_run"].append({"name": name, "reason": "no time left"})
-            continue
-        _record(results, name, checks.attempted(partial(suite, run, seconds)))
+def _run_suite(name: str, run: Run, results: dict, seconds: float) -> None:
+    """A check in a process of its own, which may take so long."""
+    if not run.wants(name):
+        return
+    if seconds < 5:
+        results["not_run"].append({"name": name, "reason": "no time left"})
+        return
+    _record(results, name, checks.attempted(partial(checks.SUITES[name], run, seconds)))
 
 
 def _record(results: dict, name: str, outcome: checks.Outcome) -> None:

@@ -318,7 +318,7 @@ def gpu_tests(run: Run, seconds: float) -> Outcome:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"]
     if importlib.util.find_spec("xdist") is not None and not run.dry:
         # Compiling takes most of the time, and the host has more than one core for it.
-        command += ["-n", str(min(8, os.cpu_count() or 1))]
+        command += ["-n", str(min(14, os.cpu_count() or 1))]
     finished = _finish(command, seconds)
     if finished is None:
         return Outcome(False, f"not finished in {seconds:.0f} s")

@@ -74,6 +74,7 @@ class Run:
     device: torch.device
     backend: str
     only: str = ""
+    skip: str = ""
     deadline: Deadline = field(default_factory=lambda: Deadline(480))
 
     @property
@@ -82,6 +83,9 @@ class Run:
 
     def wants(self, name: str) -> bool:
         return self.only.lower() in name.lower()
+
+    def skips(self, contender: str) -> bool:
+        return bool(self.skip) and self.skip.lower() in contender.lower()
 
     def rows(self, n: int) -> int:
         """A number of rows: itself, or in a dry run one between 32 and 92, odd and even alike."""

@@ -197,6 +197,8 @@ def _prepare_all(case: TimedCase, run: Run, deadline: Deadline, peers: list[Foun
     gradient_rows = _exact_gradient_rows(LOSSES[case.loss], inputs) if case.passes == "both" and not case.huge else None
     entries, not_run = [], []
     for contender in _contenders(case, run, peers):
+        if run.skips(contender.name):
+            continue
         if deadline.left() < contender.first_call:
             not_run.append({"name": f"{case.id}, {contender.name}", "reason": "no time left"})
             continue

@@ -13,7 +13,7 @@ from ...problem import Problem
 from .configurations import padded
 from .factors import factored
 from .gradients import gradients_of
-from .launch import launch
+from .launch import cdiv, launch
 from .pointwise import pointwise_value
 from .sides import critic_of, joint_pairs_of, sides_of
 from .statistics import forward
@@ -65,7 +65,7 @@ def cross_entropies(problem: Problem, needs_gradients: bool) -> tuple[Tensor, tu
     wanted = (rows if problem.wants_rows else None, columns if problem.wants_columns else None)
     arguments = (*sides_of(problem), joint, critic_of(problem), *wanted, entropies, n, scores)
     constants = {"ROWS": _ROWS, "WIDTH": width, "EVEN_D": d % width == 0, "num_warps": 4}
-    launch(_cross_entropies, (triton.cdiv(n, _ROWS),), *arguments, **constants, device=scores.device)
+    launch(_cross_entropies, (cdiv(n, _ROWS),), *arguments, **constants, device=scores.device)
     return entropies, (rows, columns, scores)
 
 

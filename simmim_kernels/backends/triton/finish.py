@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configurations import padded
-from .launch import launch
+from .launch import cdiv, launch
 from .sides import Critic, JointPairs, Side
 from .tile import load_operand, load_partners, load_vector
 
@@ -21,7 +21,7 @@ def with_joint_pairs(total, joint, i0, k0, d, unit):
     WIDTH: tl.constexpr = total.shape[1]
     if unit is not None:
         total = total / tl.load(unit)
-    if joint is not None:
+    if joint.gradient is not None:
         gradient = load_vector(joint.gradient, i0, joint.size, ROWS, 0.0)
         total += gradient[:, None] * load_partners(joint, i0, k0, d, ROWS, WIDTH)
     return total
@@ -59,7 +59,7 @@ def _finished(
 
 def finish(
     side: Side,
-    joint: JointPairs | None,
+    joint: JointPairs,
     critic: Critic,
     totals: Tensor,
     unit: Tensor | None,
@@ -87,4 +87,4 @@ def finish(
         splits,
     )
     constants = {"ROWS": _ROWS, "WIDTH": width, "EVEN_D": d % width == 0}
-    launch(_finished, (triton.cdiv(length, _ROWS),), *arguments, **constants, device=totals.device, num_warps=4)
+    launch(_finished, (cdiv(length, _ROWS),), *arguments, **constants, device=totals.device, num_warps=4)

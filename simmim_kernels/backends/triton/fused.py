@@ -12,8 +12,9 @@ import triton.language as tl
 from . import configurations
 from .configurations import Tile
 from .finish import with_joint_pairs
-from .launch import count, launch
+from .launch import cdiv, count, launch
 from .passes import Pass
+from .sides import NO_PAIRS
 from .tile import (
     clamped_scores,
     is_for,
@@ -26,7 +27,7 @@ from .tile import (
 )
 
 # Columns at a time of the other side's gradient: a second accumulator as wide as the first would spill.
-_ADDED_WIDTH = 64
+_ADDED_WIDTH = 32
 
 
 class Outputs(NamedTuple):
@@ -106,10 +107,10 @@ def _fused_gradients(
 
 def run_fused(p: Pass, tile: Tile) -> None:
     own, other, d = p.own, p.other, p.critic.d
-    blocks_own, tiles_other = triton.cdiv(own.size, tile.own), triton.cdiv(other.size, tile.other)
+    blocks_own, tiles_other = cdiv(own.size, tile.own), cdiv(other.size, tile.other)
     # Where one side alone has too few blocks for the device, each block's walk is split.
-    per_program = triton.cdiv(tiles_other, max(1, configurations.programs_wanted(p.device) // blocks_own))
-    splits = triton.cdiv(tiles_other, per_program)
+    per_program = cdiv(tiles_other, max(1, configurations.programs_wanted(p.device) // blocks_own))
+    splits = cdiv(tiles_other, per_program)
     products = p.gradient is not None or p.dots is not None
     finishes = products and splits == 1
     totals = p.gradient if finishes else p.empty(products, splits, own.size, d)
@@ -122,7 +123,7 @@ def run_fused(p: Pass, tile: Tile) -> None:
     others = Outputs(
         gradient=p.zeros(p.wanted_other.gradient, other.size, d), bias=p.zeros(p.wanted_other.bias, other.size)
     )
-    arguments = (own, other, p.critic, mine, others, p.joint_own if finishes else None, p.weight_unit, per_program)
+    arguments = (own, other, p.critic, mine, others, p.joint_own if finishes else NO_PAIRS, p.weight_unit, per_program)
     constants = {**tile.constants(d), "BK": min(_ADDED_WIDTH, tile.d), "PRODUCTS": products, "FINISH": finishes}
     for references in p.references:
         options = {**constants, **p.constants(), "REFERENCES": references}

@@ -1,9 +1,9 @@
 """The backward: every tile's scores once more, their weights G, and the products G Y and G^T X.
 
-Two ways, by the width d of the operands: fused.py for narrow ones, strips.py for wide ones. Both give the two sides
-their gradients from one look at the scores, 3 products in all. Where additions must keep their order, or where the
-second side's float32 accumulator would be too large, each side has a pass in which it is the owner: 4 products, no
-atomics, and no accumulator larger than a strip.
+Two ways, by the width d of the operands: fused.py for narrow ones, strips.py for wide ones. Both can give the two sides
+their gradients from one look at the scores, 3 products in all. Where additions must keep their order, where atomics
+take longer than a product, or where the second side's float32 accumulator would be too large, each side has a pass in
+which it is the owner: 4 products, no atomics, and no accumulator larger than a strip.
 """
 
 import torch
@@ -15,7 +15,7 @@ from .configurations import fused_tile, weights_tile
 from .factors import factored
 from .fused import run_fused
 from .passes import Pass, Wanted, weight_unit
-from .sides import Critic, Side, critic_of, joint_pairs_of, sides_of, with_factor
+from .sides import NO_PAIRS, Critic, Side, critic_of, joint_pairs_of, sides_of, with_factor
 from .strips import run_strips
 
 # Functions whose derivative is at most 1, so that upstream gradients bound the weights.
@@ -87,8 +87,9 @@ def gradients_of(
             run_fused(made, tile)
         return made
 
+    rows_alone = joint_rows is not NO_PAIRS and joint_columns is NO_PAIRS
     # Where columns have no joint pairs of their own, their dots lack these: the scale is then the rows' business.
-    if columns.anything and not rows.anything and not (scale and joint_rows is not None and joint_columns is None):
+    if columns.anything and not rows.anything and not (scale and rows_alone):
         found = look(True, columns, rows, scale, value)
         gradients = [found.other_gradient, found.gradient, found.other_bias, found.bias]
     elif not columns.anything or _in_one_pass(problem):
@@ -102,6 +103,7 @@ def gradients_of(
 
 def _in_one_pass(problem: Problem) -> bool:
     """Whether one look at the scores may serve both sides: see the head of this file."""
-    if torch.are_deterministic_algorithms_enabled() and fused_tile(problem) is not None:
+    is_fused = fused_tile(problem) is not None
+    if is_fused and (torch.are_deterministic_algorithms_enabled() or not configurations.atomics(problem)):
         return False
     return problem.y.numel() * 4 <= configurations.ACCUMULATOR_BYTES or problem.x.dtype == torch.float32

@@ -35,8 +35,8 @@ class Pass:
     own: Side
     other: Side
     critic: Critic
-    joint_own: JointPairs | None
-    joint_other: JointPairs | None
+    joint_own: JointPairs
+    joint_other: JointPairs
     wanted_own: Wanted
     wanted_other: Wanted
     wants_scale: bool

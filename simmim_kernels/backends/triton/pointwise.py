@@ -15,6 +15,33 @@ def _log1p(u):
 
 
 @triton.jit
+def _softplus(s):
+    """log(1 + e^s) as max(s, 0) + log(1 + u), u = e^-|s|: u times a polynomial, to 2.2e-7 of the result.
+
+    The polynomial of degree 8 goes through log(1 + u) / u in the Chebyshev nodes of [0, 1]. Kahan's quotient would take
+    twice the instructions and, in a tile of 128 x 128 on four warps, more registers than there are.
+    """
+    u = tl.exp(-tl.abs(s))
+    p = u * 0.0051261018961668015 - 0.029074065387248993
+    p = p * u + 0.0775160863995552
+    p = p * u - 0.13602247834205627
+    p = p * u + 0.19076880812644958
+    p = p * u - 0.2483539879322052
+    p = p * u + 0.3331812024116516
+    p = p * u - 0.4999944567680359
+    p = p * u + 0.9999999403953552
+    # The comparison, and not a maximum, lets NaN through.
+    return tl.where(s > 0, s, 0.0) + p * u
+
+
+@triton.jit
+def _sigmoid(s):
+    """1 / (1 + e^-s), by the exponential that _softplus takes too."""
+    u = tl.exp(-tl.abs(s))
+    return tl.where(s < 0, u, 1.0) / (1.0 + u)
+
+
+@triton.jit
 def _expm1(s):
     """e^s - 1 for s of any size, by Kahan's quotient."""
     u = tl.exp(s)
@@ -32,8 +59,7 @@ def pointwise_value(s, FN: tl.constexpr):
     elif FN == "square":
         return s * s
     elif FN == "softplus":
-        # The comparison, and not a maximum, lets NaN through.
-        return tl.where(s > 0, s, 0.0) + _log1p(tl.exp(-tl.abs(s)))
+        return _softplus(s)
     else:
         tl.static_assert(FN == "log1mexp")
         near_zero = s > -0.6931471805599453
@@ -47,7 +73,7 @@ def pointwise_derivative(s, FN: tl.constexpr):
     elif FN == "square":
         return 2.0 * s
     elif FN == "softplus":
-        return 1.0 / (1.0 + tl.exp(-s))
+        return _sigmoid(s)
     else:
         tl.static_assert(FN == "log1mexp")
         return -1.0 / _expm1(-s)

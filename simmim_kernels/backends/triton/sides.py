@@ -59,6 +59,10 @@ class JointPairs(NamedTuple):
     """(size,) int64, the line on the other side; None for the same one"""
 
 
+# A kernel cannot ask whether a tuple is None, but whether what is in it is.
+NO_PAIRS = JointPairs(None, None, None, None, None)
+
+
 def sides_of(problem: Problem) -> tuple[Side, Side]:
     x, y = problem.x, problem.y
     (row_group, row_ids), (col_group, col_ids) = (
@@ -90,14 +94,14 @@ def critic_of(problem: Problem) -> Critic:
     return Critic(problem.x.shape[1], problem.parameters[0], *limits)
 
 
-def joint_pairs_of(problem: Problem, gradient: Tensor | None) -> tuple[JointPairs | None, JointPairs | None]:
-    """Of the rows, and of the columns: None where `positives` may have one column in several pairs."""
+def joint_pairs_of(problem: Problem, gradient: Tensor | None) -> tuple[JointPairs, JointPairs]:
+    """Of the rows, and of the columns: none where `positives` may have one column in several pairs."""
     if gradient is None:
-        return None, None
+        return NO_PAIRS, NO_PAIRS
     x, y = problem.x, problem.y
     rows = JointPairs(len(x), gradient, y, y.stride(0), y.stride(1), _dense(problem.positives))
     if problem.positives is not None:
-        return rows, None
+        return rows, NO_PAIRS
     return rows, JointPairs(len(x), gradient, x, x.stride(0), x.stride(1))
 
 

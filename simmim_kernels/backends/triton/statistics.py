@@ -16,7 +16,7 @@ from torch import Tensor
 from ...problem import Problem
 from . import configurations
 from .configurations import Tile, forward_tile
-from .launch import count, launch
+from .launch import cdiv, count, launch
 from .sides import Side, critic_of, exclusions, input_precision, sides_of
 from .tile import (
     LOG2E,
@@ -201,10 +201,10 @@ class Merger:
     def __init__(self, own: Side, other: Side, tile: Tile, block: tuple[int, int], wants: tuple[bool, bool]):
         self._sizes, self._tile, self._wants, self._device = (own.size, other.size), tile, wants, own.operand.device
         self.own, self.other = (
-            self._empty(side.size if want else 0) for side, want in zip((own, other), wants, strict=True)
+            self._empty(side.size) if want else None for side, want in zip((own, other), wants, strict=True)
         )
-        self._own_parts = self._empty(triton.cdiv(block[1], tile.other), block[0]) if wants[0] else None
-        self._other_parts = self._empty(triton.cdiv(block[0], tile.own), block[1]) if wants[1] else None
+        self._own_parts = self._empty(cdiv(block[1], tile.other), block[0]) if wants[0] else None
+        self._other_parts = self._empty(cdiv(block[0], tile.own), block[1]) if wants[1] else None
 
     def _empty(self, *size: int) -> Tensor:
         return torch.empty(size, dtype=torch.float32, device=self._device)
@@ -219,11 +219,11 @@ class Merger:
 
     def merge(self, parts: tuple[Parts, Parts], exponential: bool) -> None:
         if any(self._wants):
-            grid = (triton.cdiv(max(p.length for p in parts) // 16, _MERGED), 2)
+            grid = (cdiv(max(p.length for p in parts) // 16, _MERGED), 2)
             launch(_merge, grid, *parts, exponential, _MERGED, _MERGED_LINES, device=self._device, num_warps=4)
 
 
-def _parts(values: Tensor | None, tiles: int, result: Tensor, along: slice, across: slice, end: int) -> Parts:
+def _parts(values: Tensor | None, tiles: int, result: Tensor | None, along: slice, across: slice, end: int) -> Parts:
     stride = 0 if values is None else values.stride(0)
     length = along.stop - along.start
     first, last = 16 * (across.start == 0), 16 * (across.stop == end)
@@ -236,7 +236,7 @@ def block_of(own: Side, other: Side, tile: Tile, height: int, width: int) -> tup
 
 
 def _whole(length: int, tile: int) -> int:
-    return triton.cdiv(length, tile) * tile
+    return cdiv(length, tile) * tile
 
 
 def blocks(own: Side, other: Side, block: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
@@ -247,7 +247,7 @@ def blocks(own: Side, other: Side, block: tuple[int, int]) -> Iterator[tuple[sli
 
 
 def tiles_of(rows: slice, columns: slice, tile: Tile) -> tuple[int, int]:
-    return triton.cdiv(rows.stop - rows.start, tile.own), triton.cdiv(columns.stop - columns.start, tile.other)
+    return cdiv(rows.stop - rows.start, tile.own), cdiv(columns.stop - columns.start, tile.other)
 
 
 def compile_time_options(problem: Problem) -> dict[str, Any]:
@@ -277,7 +277,8 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
         launch(_statistics_of_tiles, (tiles[0] * tiles[1],), *arguments, **constants, device=device)
         count((rows.stop - rows.start) * (columns.stop - columns.start) * critic.d)
         if inexact is not None:
-            programs = min(triton.cdiv(tiles[0] * tiles[1], _MARKS), configurations.programs_wanted(device))
+            programs = min(cdiv(tiles[0] * tiles[1], _MARKS), configurations.programs_wanted(device))
             launch(_inexact_tiles_again, (programs,), *arguments, **constants, CHUNK=_MARKS, device=device)
         merger.merge(parts, exponential=problem.fn == "logsumexp")
-    return merger.own, merger.other
+    nothing = own.operand.new_empty(0, dtype=torch.float32)
+    return nothing if merger.own is None else merger.own, nothing if merger.other is None else merger.other

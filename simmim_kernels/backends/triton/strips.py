@@ -74,9 +74,8 @@ def run_strips(p: Pass, tile: Tile) -> None:
             add_product(others[columns], g.T, own.operand[rows], first=rows.start == 0)
     if others is not None:
         p.finish_other(others)
-    p.bias = biases.own if p.wanted_own.bias else None
-    p.other_bias = biases.other if p.wanted_other.bias else None
-    p.value = values.own.sum() if p.wants_value else None
+    p.bias, p.other_bias = biases.own, biases.other
+    p.value = None if values.own is None else values.own.sum()
 
 
 def _weigh(p: Pass, tile: Tile, weights: Tensor, biases: Merger, values: Merger, rows: slice, columns: slice) -> None:
