@@ -74,7 +74,7 @@ def test_cost(name, monkeypatch):
 
     backend = types.SimpleNamespace(
         unavailable=lambda: None,
-        not_by_default=lambda: None,
+        not_by_default=lambda device: None,
         supports=lambda problem: None,
         forward=counted(1, tiled.forward),
         backward=counted(3, tiled.backward),

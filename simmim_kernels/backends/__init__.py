@@ -3,7 +3,7 @@
 A backend is a module with these functions:
 
     unavailable() -> None | reason            can it run on this machine at all?
-    not_by_default() -> None | reason         must it be asked for by name, as what no hardware has verified must?
+    not_by_default(device) -> None | reason   must it be asked for by name, as what such hardware has not verified must?
     supports(problem) -> None | reason        can it run this problem?
     forward(problem) -> (rows, columns)       the statistic, in the compute dtype; empty where not wanted
     backward(problem, rows, columns, grad_rows, grad_columns, needs) -> gradients of problem.differentiable
@@ -93,7 +93,7 @@ def select(problem: Problem, backend: str | None = None) -> str:
         return name
     reasons = []
     for candidate, module in BACKENDS.items():
-        reason = module.not_by_default() or module.unavailable() or module.supports(problem)
+        reason = module.unavailable() or module.supports(problem) or module.not_by_default(problem.x.device)
         if reason is None:
             return candidate
         reasons.append(f"{candidate}: {reason}")

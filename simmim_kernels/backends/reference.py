@@ -14,7 +14,7 @@ def unavailable() -> str | None:
     return None
 
 
-def not_by_default() -> str | None:
+def not_by_default(device: torch.device) -> str | None:
     return None
 
 

@@ -119,9 +119,11 @@ def _openmp() -> str:
 def _backends() -> dict[str, str]:
     found = backends()
     for name, state in found.items():
-        reason = BACKENDS[name].not_by_default()
-        if state == "available" and reason is not None:
-            found[name] = f"available where asked for by name: {reason}"
+        if state == "available":
+            device = torch.device("cuda", 0) if name == _FASTEST["cuda"] else torch.device("cpu")
+            reason = BACKENDS[name].not_by_default(device)
+            if reason is not None:
+                found[name] = f"available where asked for by name: {reason}"
     return found
 
 
@@ -146,7 +148,7 @@ def _fastest_on(device: torch.device) -> str:
     if runs == fastest:
         return f"{fastest} is the fastest, and calls run on it{_idle_cores() if device.type == 'cpu' else ''}"
     module, asked = BACKENDS[fastest], asked_for()[0]
-    reason = module.unavailable() or module.supports(problem) or module.not_by_default()
+    reason = module.unavailable() or module.supports(problem) or module.not_by_default(device)
     if reason is None or asked is not None:
         reason = f"{ENVIRONMENT_VARIABLE}={asked}"
     return f"{fastest} would be the fastest, but calls run on {runs}: {reason}"

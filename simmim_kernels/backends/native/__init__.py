@@ -28,7 +28,7 @@ def unavailable() -> str | None:
     return why_not()
 
 
-def not_by_default() -> str | None:
+def not_by_default(device: torch.device) -> str | None:
     return None
 
 

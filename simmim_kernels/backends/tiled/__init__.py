@@ -7,6 +7,8 @@ Scores are kept in base 2 where they are about to be exponentiated: torch.exp2 i
 than torch.exp on a CPU, and the factor log2(e) rides along on the operand's scale.
 """
 
+import torch
+
 from ...problem import Problem
 from .gradients import backward, value_and_gradients
 from .statistics import forward
@@ -18,7 +20,7 @@ def unavailable() -> str | None:
     return None
 
 
-def not_by_default() -> str | None:
+def not_by_default(device: torch.device) -> str | None:
     return None
 
 

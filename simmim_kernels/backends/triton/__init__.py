@@ -17,6 +17,8 @@ from ...problem import Problem
 _FORM = "inner_product"
 # What pointwise.py here has device code for.
 _FUNCTIONS = ("logsumexp", "identity", "softplus", "square", "log1mexp")
+# Rows of configurations.py on whose hardware `python -m benchmarks.gpu` passed, as a file of benchmarks/results shows.
+_VERIFIED = ("90",)
 
 
 # torch.compile does not look into what asks the machine, but takes the answers for constants.
@@ -34,8 +36,21 @@ def _missing() -> str | None:
     return "needs a CUDA or ROCm device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, for tests)"
 
 
-def not_by_default() -> str | None:
-    return "not verified on hardware: no GPU run is recorded"
+@torch.compiler.assume_constant_result
+def not_by_default(device: torch.device) -> str | None:
+    return _not_verified(device)
+
+
+@cache
+def _not_verified(device: torch.device) -> str | None:
+    if device.type != "cuda" or _interpreted():
+        return "the interpreter is for tests"
+    from .configurations import architecture
+
+    row = architecture(device)
+    if row in _VERIFIED:
+        return None
+    return f"not verified on hardware: no run on {'sm_' if row.isdigit() else ''}{row} is recorded"
 
 
 def supports(problem: Problem) -> str | None:
