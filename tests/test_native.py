@@ -15,6 +15,7 @@ import torch
 import torch.utils.checkpoint
 import torch.utils.data
 from truth import (
+    NEGATED,
     OPTIONS,
     POINTWISE,
     SPREADS,
@@ -51,6 +52,14 @@ ALL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("fn", ["logsumexp", "softplus", "square", "identity"])
 def test_options(fn, dim, options, instruction_set, threads):
     check_statistic(sk, Case(37, 53, 5, **options), fn, dim, "native")
+
+
+@pytest.mark.parametrize("options", NEGATED.values(), ids=list(NEGATED))
+@pytest.mark.parametrize("mirrored", [False, True], ids=["", "mirrored"])
+@pytest.mark.parametrize("dim", [1, (0, 1)], ids=str)
+def test_negated_joint_pairs(dim, mirrored, options, instruction_set, threads):
+    case = Case(37, 37 if mirrored else 53, 5, torch.float32, mirrored=mirrored, **options)
+    check_statistic(sk, case, "softplus", dim, "native")
 
 
 @pytest.mark.parametrize("dim", [1, 0, (0, 1)], ids=str)

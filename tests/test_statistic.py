@@ -7,6 +7,7 @@ import torch
 from truth import (
     BACKENDS,
     EVERY_BACKEND,
+    NEGATED,
     OPTIONS,
     POINTWISE,
     SPREADS,
@@ -33,6 +34,15 @@ WIDTHS = (1, 3, 7, 16, 33, 64, 128)
 @pytest.mark.parametrize("fn", ["logsumexp", "softplus", "square", "identity"])
 def test_options(fn, dim, options, backend, small_tiles):
     check_statistic(sk, Case(37, 53, 5, **options), fn, dim, backend)
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+@pytest.mark.parametrize("options", NEGATED.values(), ids=list(NEGATED))
+@pytest.mark.parametrize("mirrored", [False, True], ids=["", "mirrored"])
+@pytest.mark.parametrize(("fn", "dim"), [("softplus", 1), ("softplus", (0, 1)), ("identity", 0)], ids=str)
+def test_negated_joint_pairs(fn, dim, mirrored, options, backend, small_tiles):
+    case = Case(37, 37 if mirrored else 53, 5, WIDEST[backend], mirrored=mirrored, **options)
+    check_statistic(sk, case, fn, dim, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -101,6 +101,8 @@ class Case:
             row_groups = self.row_groups[k].to(self.device)
             ids = row_groups, row_groups if self.mirrored else self.col_groups[k].to(self.device)
             s = s.within(*ids, keep_joint=self.joint == "kept")
+        if self.joint == "negated":
+            return s._with_joint_negated()
         return s.marginal if self.joint == "left_out" else s
 
     def upcast(self) -> dict[str, Tensor]:
@@ -114,10 +116,13 @@ class Case:
             mask |= r[:, None] == c
         for r, c in zip(self.row_groups, self.col_groups, strict=True):
             mask |= r[:, None] != c
-        column = torch.arange(self.n) if self.column is None else self.column
-        if self.joint != "counted":
-            mask[torch.arange(self.n), column] = self.joint == "left_out"
+        if self.joint in ("left_out", "kept"):
+            mask[self.joint_pairs()] = self.joint == "left_out"
         return mask
+
+    def joint_pairs(self) -> tuple[Tensor, Tensor]:
+        rows = torch.arange(self.n)
+        return rows, rows if self.column is None else self.column
 
     def dense(self, t: dict[str, Tensor]) -> Tensor:
         s = t["scale"] * (t["x"] @ t.get("y", t["x"]).T)
@@ -131,6 +136,10 @@ class Case:
         if fn == "logsumexp":
             # Every row and column of the tests keeps a pair, except where a test says so.
             return s.masked_fill(mask, -math.inf).logsumexp(dim)
+        if self.joint == "negated":
+            sign = torch.ones_like(s)
+            sign[self.joint_pairs()] = -1.0
+            s = sign * s
         return torch.where(mask, 0.0, POINTWISE[fn](torch.where(mask, -1.0, s))).sum(dim)
 
 
@@ -187,6 +196,14 @@ OPTIONS = {
     "two groups that keep the joint pairs": {"groups": 2, "joint": "kept", "positives": True},
     "marginal of groups": {"groups": 1, "joint": "left_out"},
     "strided": {"strided": True, "biases": True},
+}
+
+
+# Of sums of a pointwise function alone.
+NEGATED = {
+    "negated": {"joint": "negated", "biases": True},
+    "negated, positives and clamp": {"joint": "negated", "positives": True, "clamp": (-0.4, 0.6)},
+    "negated, ids and groups": {"joint": "negated", "ids": 1, "groups": 1},
 }
 
 

@@ -29,7 +29,7 @@ from .run import Deadline, Run, attempt
 
 # Of the time given: for the test suite, which comes first, since it compiles on many cores what all else then finds in
 # Triton's cache; by when checks must have begun; and for the memory checker, which comes last.
-TESTS_SHARE, CHECKS_SHARE, LAST_SHARE = 0.3, 0.5, 0.15
+TESTS_SHARE, CHECKS_SHARE, LAST_SHARE = 0.35, 0.6, 0.15
 
 
 def main() -> None:
