@@ -34,9 +34,11 @@ struct HopperBarrier {
 #endif
     } while (!done);
   }
-  SIMMIM_DEVICE void arrive_at(uint32_t block) {  // at this barrier of another block of the cluster
+  // At this barrier of another block of the cluster. Says that asynchronous reads have ended, which were awaited: no
+  // writes are to be seen there, and to release them too, at the scope of the cluster, would cost a fence of the device.
+  SIMMIM_DEVICE void arrive_at(uint32_t block) {
     asm volatile(
-        "{.reg .b32 a; mapa.shared::cluster.u32 a, %0, %1; mbarrier.arrive.release.cluster.shared::cluster.b64 _, [a];}" ::"r"(shared_address(this)),
+        "{.reg .b32 a; mapa.shared::cluster.u32 a, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [a];}" ::"r"(shared_address(this)),
         "r"(block)
         : "memory");
   }

@@ -26,21 +26,17 @@ struct LogSumExps {
     int const i0 = ti * TILE_ROWS, j0 = tj * COLUMNS;
     float const factor = prepare<BIAS>(group, p.scores, acc, i0, j0);
 
-    // One exponential a score serves its row and its column: all are relative to the largest score of the warp.
-    float const reference = largest(group, acc, factor);
+    // One exponential a score serves its row and its column: all are relative to a large score of the warp.
+    float const reference = reference_of(group, acc, factor);
     float by_row[R], by_column[C];
     SIMMIM_UNROLL
-    for (int r = 0; r < R; ++r) by_row[r] = 0.f;
-    SIMMIM_UNROLL
-    for (int c = 0; c < C; ++c) {
-      by_column[c] = 0.f;
+    for (int c = 0; c < C; ++c)
       SIMMIM_UNROLL
       for (int r = 0; r < R; ++r) {
         float const e = exp2_of(fmaf(acc.at(r, c), factor, -reference));
-        by_row[r] += e;
-        by_column[c] += e;
+        by_row[r] = c == 0 ? e : by_row[r] + e;
+        by_column[c] = r == 0 ? e : by_column[c] + e;
       }
-    }
     int first = scatter_over_rows(group, by_column, Add{});
     bool sound = true;  // NaN is not
     SIMMIM_UNROLL
@@ -83,19 +79,22 @@ struct LogSumExps {
   }
 
  private:
+  // The largest of every SAMPLE-th pair of columns' scores in a warp. It need not be the largest of all: what is far above
+  // it overflows, and is then not sound.
+  static constexpr int SAMPLE = 4;
   template <class Group>
-  SIMMIM_DEVICE static float largest(Group& group, A& acc, float factor) {
+  SIMMIM_DEVICE static float reference_of(Group& group, A& acc, float factor) {
     float k = acc.at(0, 0);
     if (factor >= 0) {
       SIMMIM_UNROLL
-      for (int c = 0; c < C; ++c)
+      for (int c = 0; c < C; c += 2 * SAMPLE)
         SIMMIM_UNROLL
-        for (int r = 0; r < R; ++r) k = fmaxf(k, acc.at(r, c));
+        for (int r = 0; r < R; ++r) k = fmaxf(k, fmaxf(acc.at(r, c), acc.at(r, c + 1)));
     } else {
       SIMMIM_UNROLL
-      for (int c = 0; c < C; ++c)
+      for (int c = 0; c < C; c += 2 * SAMPLE)
         SIMMIM_UNROLL
-        for (int r = 0; r < R; ++r) k = fminf(k, acc.at(r, c));
+        for (int r = 0; r < R; ++r) k = fminf(k, fminf(acc.at(r, c), acc.at(r, c + 1)));
     }
     k *= factor;
     SIMMIM_UNROLL
