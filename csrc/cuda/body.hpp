@@ -3,7 +3,8 @@
 //
 // One producer thread keeps a ring of stages in shared memory full. Two warpgroups multiply in turns, a whole tile each,
 // so that the exponentials of one run under the products of the other. The blocks of a cluster, ABOVE x BESIDE tiles,
-// load together: those in a row of them share X, those in a column Y, each loading a part for all.
+// load together: those in a row of them share X, those in a column Y, each loading a part for all. Where all of a tile's X
+// fits beside the ring, it stays there for the tiles of a whole run along a row, and Y alone goes through the ring.
 #pragma once
 #include "tile.hpp"
 
@@ -11,38 +12,77 @@ namespace simmim {
 
 constexpr int CONSUMERS = 2, THREADS = WARPGROUP * (1 + CONSUMERS);
 
-template <int COLUMNS_, int STAGES_, int ABOVE_, int BESIDE_>
+// RESIDENT: the steps of DEPTH that X may have to stay, or 0 where it goes through the ring.
+template <int COLUMNS_, int STAGES_, int ABOVE_, int BESIDE_, int RESIDENT_ = 0>
 struct Shape {
-  static constexpr int COLUMNS = COLUMNS_, STAGES = STAGES_, ABOVE = ABOVE_, BESIDE = BESIDE_;
+  static constexpr int COLUMNS = COLUMNS_, STAGES = STAGES_, ABOVE = ABOVE_, BESIDE = BESIDE_, RESIDENT = RESIDENT_;
   static constexpr int DEPTH = 64;  // of a stage: 128 bytes, what the swizzle spans
   static constexpr int X_PART = TILE_ROWS / BESIDE, Y_PART = COLUMNS / ABOVE;  // rows that one block loads
   static constexpr int BLOCKS = ABOVE * BESIDE, SHARERS = ABOVE + BESIDE - 1;
-  static constexpr uint32_t STAGE_BYTES = (TILE_ROWS + COLUMNS) * DEPTH * sizeof(uint16_t);
+  static constexpr uint32_t X_BYTES = TILE_ROWS * DEPTH * sizeof(uint16_t), Y_BYTES = COLUMNS * DEPTH * sizeof(uint16_t);
+  static_assert(BESIDE == 1 || RESIDENT == 0, "X that stays is not shared");
   static_assert(X_PART % 8 == 0 && Y_PART % 8 == 0, "the swizzle repeats every 8 rows");
 };
 
 template <class S, class Epilogue, class Barrier>
 struct alignas(1024) Storage {
-  uint16_t x[S::STAGES][TILE_ROWS * S::DEPTH];  // bfloat16
+  uint16_t x[S::RESIDENT ? S::RESIDENT : S::STAGES][TILE_ROWS * S::DEPTH];  // bfloat16
   uint16_t y[S::STAGES][S::COLUMNS * S::DEPTH];
   Barrier full[S::STAGES], empty[S::STAGES];
+  Barrier x_full[S::RESIDENT ? S::RESIDENT : 1], x_empty;
   typename Epilogue::Shared epilogue[CONSUMERS];
 };
 
-// The tiles of clusters in a block of the matrix, a band of HEIGHT rows of them at a time, so that what is loaded again
-// is still in the L2 cache.
+// The tiles of clusters in a block of the matrix.
 struct Grid {
-  static constexpr int HEIGHT = 16;
   int rows, columns;
   int first_row, first_column;  // of the block, in the matrix
+  int run;                      // tiles along a row that one cluster does, where X stays
+};
 
-  SIMMIM_DEVICE int count() const { return rows * columns; }
-  SIMMIM_DEVICE void tile(int index, int& i, int& j) const {
-    int const band = index / (HEIGHT * columns), within = index % (HEIGHT * columns);
-    int const left = rows - band * HEIGHT, height = left < HEIGHT ? left : HEIGHT;
-    i = band * HEIGHT + within % height;
-    j = within / height;
+// The tiles of one cluster, one after the other.
+template <class S>
+class Walk {
+ public:
+  SIMMIM_DEVICE Walk(Grid const& grid, int cluster, int clusters) : grid_(grid), clusters_(clusters), unit_(cluster) { enter(); }
+
+  SIMMIM_DEVICE bool valid() const { return unit_ < units(); }
+  SIMMIM_DEVICE bool more() const { return j_ + 1 < end_ || unit_ + clusters_ < units(); }
+  SIMMIM_DEVICE void next() {
+    if (++j_ < end_) return;
+    unit_ += clusters_;
+    enter();
   }
+  SIMMIM_DEVICE int row() const { return i_; }
+  SIMMIM_DEVICE int column() const { return j_; }
+  // Within a run, which without one is a single tile.
+  SIMMIM_DEVICE bool first() const { return j_ == begin_; }
+  SIMMIM_DEVICE int left() const { return end_ - j_ - 1; }
+
+ private:
+  // A band of HEIGHT rows of single tiles at a time, so that what is loaded again is still in the L2 cache. Runs read the
+  // same columns at the same time.
+  static constexpr int HEIGHT = 16;
+
+  SIMMIM_DEVICE int chunks() const { return (grid_.columns + grid_.run - 1) / grid_.run; }
+  SIMMIM_DEVICE int units() const { return grid_.rows * (S::RESIDENT ? chunks() : grid_.columns); }
+  SIMMIM_DEVICE void enter() {
+    if constexpr (S::RESIDENT > 0) {
+      i_ = unit_ % grid_.rows;
+      begin_ = unit_ / grid_.rows * grid_.run;
+      end_ = begin_ + grid_.run < grid_.columns ? begin_ + grid_.run : grid_.columns;
+    } else {
+      int const band = unit_ / (HEIGHT * grid_.columns), within = unit_ % (HEIGHT * grid_.columns);
+      int const rest = grid_.rows - band * HEIGHT, height = rest < HEIGHT ? rest : HEIGHT;
+      i_ = band * HEIGHT + within % height;
+      begin_ = within / height;
+      end_ = begin_ + 1;
+    }
+    j_ = begin_;
+  }
+
+  Grid const& grid_;
+  int clusters_, unit_, i_ = 0, j_ = 0, begin_ = 0, end_ = 0;
 };
 
 template <int STAGES>
@@ -71,19 +111,26 @@ SIMMIM_DEVICE void produce(Machine& machine, Storage& shared, Map const& x, Map 
   for (int a = 0; a < S::ABOVE; ++a) column_of_blocks |= 1 << (a + beside * S::ABOVE);
   Place<S::STAGES> at;
   at.phase = 1;  // the ring begins empty
-  for (int t = machine.cluster(); t < grid.count(); t += machine.clusters()) {
-    int i, j;
-    grid.tile(t, i, j);
-    int const row = grid.first_row + (i * S::ABOVE + above) * TILE_ROWS + beside * S::X_PART;
-    int const column = grid.first_column + (j * S::BESIDE + beside) * S::COLUMNS + above * S::Y_PART;
+  uint32_t x_phase = 1;
+  for (Walk<S> walk(grid, machine.cluster(), machine.clusters()); walk.valid(); walk.next()) {
+    int const row = grid.first_row + (walk.row() * S::ABOVE + above) * TILE_ROWS + beside * S::X_PART;
+    int const column = grid.first_column + (walk.column() * S::BESIDE + beside) * S::COLUMNS + above * S::Y_PART;
+    bool const enters = S::RESIDENT && walk.first();
+    if (enters) {
+      shared.x_empty.wait(x_phase);
+      x_phase ^= 1;
+    }
     for (int k = 0; k < steps; ++k, at.next()) {
+      if (enters) {
+        shared.x_full[k].expect(S::X_BYTES);
+        machine.template load<false>(x, shared.x_full[k], shared.x[k], k * S::DEPTH, row, 0);
+      }
       auto& full = shared.full[at.stage];
       shared.empty[at.stage].wait(at.phase);
-      full.expect(S::STAGE_BYTES);
-      uint16_t* const x_part = &shared.x[at.stage][beside * S::X_PART * S::DEPTH];
-      uint16_t* const y_part = &shared.y[at.stage][above * S::Y_PART * S::DEPTH];
-      machine.template load<(S::BESIDE > 1)>(x, full, x_part, k * S::DEPTH, row, row_of_blocks);
-      machine.template load<(S::ABOVE > 1)>(y, full, y_part, k * S::DEPTH, column, column_of_blocks);
+      full.expect(S::Y_BYTES + (S::RESIDENT ? 0 : S::X_BYTES));
+      if constexpr (S::RESIDENT == 0)
+        machine.template load<(S::BESIDE > 1)>(x, full, &shared.x[at.stage][beside * S::X_PART * S::DEPTH], k * S::DEPTH, row, row_of_blocks);
+      machine.template load<(S::ABOVE > 1)>(y, full, &shared.y[at.stage][above * S::Y_PART * S::DEPTH], k * S::DEPTH, column, column_of_blocks);
     }
   }
 }
@@ -92,46 +139,51 @@ template <class S, class Epilogue, class Machine, class Storage>
 SIMMIM_DEVICE void consume(Machine& machine, Storage& shared, int steps, Grid const& grid, typename Epilogue::Params const& params) {
   int const mine = machine.group() - 1;
   int const above = machine.rank() % S::ABOVE, beside = machine.rank() / S::ABOVE;
-  int const first = machine.cluster(), stride = machine.clusters();
   Place<S::STAGES> at;
-  at.advance(mine * steps);
-  if (mine == 1 && first < grid.count()) machine.give_turn(0);
-  for (int t = first + mine * stride; t < grid.count(); t += CONSUMERS * stride) {
-    Accumulators<S::COLUMNS> acc;
-    Place<S::STAGES> read = at;
-    machine.await_turn(mine);
-    machine.fence(acc);
-    for (int k = 0; k < steps; ++k, at.next()) {
-      shared.full[at.stage].wait(at.phase);
-      machine.multiply(acc, shared.x[at.stage], shared.y[at.stage], k > 0);
-      if (k > 0) {
-        machine.template await_products<1>(acc);
-        machine.template release<S>(shared.empty[read.stage]);
-        read.next();
+  uint32_t x_phase = 0;
+  Walk<S> walk(grid, machine.cluster(), machine.clusters());
+  if (mine == 1 && walk.valid()) machine.give_turn(0);
+  for (int whose = 0; walk.valid(); walk.next(), whose = 1 - whose) {
+    if (whose == mine) {
+      Accumulators<S::COLUMNS> acc;
+      Place<S::STAGES> read = at;
+      machine.await_turn(mine);
+      machine.fence(acc);
+      for (int k = 0; k < steps; ++k, at.next()) {
+        if constexpr (S::RESIDENT > 0) shared.x_full[k].wait(x_phase);
+        shared.full[at.stage].wait(at.phase);
+        machine.multiply(acc, shared.x[S::RESIDENT ? k : at.stage], shared.y[at.stage], k > 0);
+        if (k > 0) {
+          machine.template await_products<1>(acc);
+          machine.template release<S>(shared.empty[read.stage]);
+          read.next();
+        }
       }
-    }
-    if (t + stride < grid.count()) machine.give_turn(1 - mine);
-    machine.template await_products<0>(acc);
-    machine.template release<S>(shared.empty[read.stage]);
-    at.advance(steps);  // past the other group's tile
+      if (walk.more()) machine.give_turn(1 - mine);
+      machine.template await_products<0>(acc);
+      machine.template release<S>(shared.empty[read.stage]);
+      if (S::RESIDENT && walk.left() < CONSUMERS) machine.release_own(shared.x_empty);  // this group's last tile of the run
 
-    int i, j;
-    grid.tile(t, i, j);
-    i = i * S::ABOVE + above;
-    j = j * S::BESIDE + beside;
-    // The last clusters may reach beyond the matrix.
-    if (i * TILE_ROWS < params.scores.rows && j * S::COLUMNS < params.scores.columns)
-      Epilogue::tile(machine, params, shared.epilogue[mine], acc, i, j);
+      int const i = walk.row() * S::ABOVE + above, j = walk.column() * S::BESIDE + beside;
+      // The last clusters may reach beyond the matrix.
+      if (i * TILE_ROWS < params.scores.rows && j * S::COLUMNS < params.scores.columns)
+        Epilogue::tile(machine, params, shared.epilogue[mine], acc, i, j);
+    } else {
+      at.advance(steps);
+      if (S::RESIDENT && walk.first() && walk.left() == 0) machine.release_own(shared.x_empty);  // it has no tile of this run
+    }
+    if (walk.left() == 0) x_phase ^= 1;
   }
 }
 
 template <class S, class Epilogue, class Machine, class Storage, class Map>
 SIMMIM_DEVICE void products(Machine& machine, Storage& shared, Map const& x, Map const& y, int steps, Grid const& grid, typename Epilogue::Params const& params) {
-  if (machine.group() == 0 && machine.thread() == 0)
-    for (int s = 0; s < S::STAGES; ++s) {
-      shared.full[s].init(1);
-      shared.empty[s].init(S::SHARERS * WARPS);
-    }
+  if (machine.group() == 0 && machine.thread() == 0) {
+    for (auto& barrier : shared.full) barrier.init(1);
+    for (auto& barrier : shared.empty) barrier.init(S::SHARERS * WARPS);
+    for (auto& barrier : shared.x_full) barrier.init(1);
+    shared.x_empty.init(CONSUMERS * WARPS);
+  }
   machine.start();
   if (machine.group() == 0) {
     machine.template fewer_registers<40>();

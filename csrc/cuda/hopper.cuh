@@ -158,11 +158,15 @@ struct Hopper {
   template <class S>
   SIMMIM_DEVICE void release(Barrier& empty) {
     if constexpr (BLOCKS == 1) {
-      if (lane() == 0) empty.arrive();
+      release_own(empty);
     } else {
       int const b = lane(), r = rank();
       if (b < BLOCKS && (b % S::ABOVE == r % S::ABOVE || b / S::ABOVE == r / S::ABOVE)) empty.arrive_at(b);
     }
+  }
+
+  SIMMIM_DEVICE void release_own(Barrier& empty) {
+    if (lane() == 0) empty.arrive();
   }
 
   // The compiler must not move reads or writes of the accumulators, which products change behind its back, over this.

@@ -91,9 +91,11 @@ class Launcher {
 
   Status launch(int64_t row, int64_t column, typename Epilogue::Params const& params) const {
     constexpr int HIGH = TILE_ROWS * S::ABOVE, WIDE = S::COLUMNS * S::BESIDE;
-    Grid const grid{(params.scores.rows + HIGH - 1) / HIGH, (params.scores.columns + WIDE - 1) / WIDE, int(row), int(column)};
+    Grid grid{(params.scores.rows + HIGH - 1) / HIGH, (params.scores.columns + WIDE - 1) / WIDE, int(row), int(column), 1};
+    if (S::RESIDENT) grid.run = run(grid);
     cudaLaunchAttribute cluster;
-    cudaLaunchConfig_t const config = configuration(std::min(clusters_, grid.rows * grid.columns) * S::BLOCKS, &cluster);
+    int const units = grid.rows * ((grid.columns + grid.run - 1) / grid.run);
+    cudaLaunchConfig_t const config = configuration(std::min(clusters_, units) * S::BLOCKS, &cluster);
     SIMMIM_TRY(cudaLaunchKernelEx(&config, kernel<S, Epilogue>, x_, y_, steps_, grid, params));
     return {};
   }
@@ -101,6 +103,18 @@ class Launcher {
  private:
   static constexpr int MEMORY = sizeof(Storage<S, Epilogue, HopperBarrier>);
   static_assert(MEMORY <= 227 * 1024);
+
+  // The tiles of a run, so that the cluster with the most has as few as can be, in few runs.
+  int run(Grid const& grid) const {
+    auto const most = [&](int chunks) {
+      int const length = (grid.columns + chunks - 1) / chunks;
+      return (grid.rows * chunks + clusters_ - 1) / clusters_ * length;
+    };
+    int best = 1;
+    for (int chunks = 2; chunks <= std::min(grid.columns, clusters_); ++chunks)
+      if (most(chunks) * 50 < most(best) * 49) best = chunks;
+    return (grid.columns + best - 1) / best;
+  }
 
   cudaLaunchConfig_t configuration(int blocks, cudaLaunchAttribute* cluster) const {
     cudaLaunchConfig_t config = {};
@@ -129,6 +143,7 @@ template <class S, bool BIAS>
 Status log_sum_exps(simmim_cuda_problem const& p, float* rows, float* columns, void* workspace) {
   using Epilogue = LogSumExps<S::COLUMNS, BIAS>;
   constexpr int64_t BLOCK_COLUMNS = BLOCK / (S::COLUMNS * S::BESIDE) * (S::COLUMNS * S::BESIDE);
+  if (S::RESIDENT && p.d > S::RESIDENT * S::DEPTH) return refuse("d is too large for this variant");
   Launcher<S, Epilogue> launcher;
   if (Status status = launcher.prepare(p)) return status;
   auto* const row_parts = static_cast<float*>(workspace);
@@ -151,14 +166,15 @@ struct Variant {
   Status (*plain)(simmim_cuda_problem const&, float*, float*, void*);
   Status (*biased)(simmim_cuda_problem const&, float*, float*, void*);
 };
-template <int COLUMNS, int STAGES, int ABOVE, int BESIDE>
+template <int COLUMNS, int STAGES, int ABOVE, int BESIDE, int RESIDENT = 0>
 constexpr Variant variant(char const* name) {
-  using S = Shape<COLUMNS, STAGES, ABOVE, BESIDE>;
+  using S = Shape<COLUMNS, STAGES, ABOVE, BESIDE, RESIDENT>;
   return {name, log_sum_exps<S, false>, log_sum_exps<S, true>};
 }
 constexpr Variant VARIANTS[] = {
     variant<128, 6, 2, 1>("128x6 2x1"), variant<128, 4, 2, 1>("128x4 2x1"), variant<128, 6, 1, 1>("128x6 1x1"),
     variant<128, 6, 1, 2>("128x6 1x2"), variant<128, 6, 2, 2>("128x6 2x2"), variant<128, 6, 4, 1>("128x6 4x1"),
+    variant<128, 5, 2, 1, 8>("128x5 2x1 X"), variant<128, 5, 1, 1, 8>("128x5 1x1 X"), variant<128, 8, 1, 1, 4>("128x8 1x1 X256"),
     variant<160, 5, 2, 1>("160x5 2x1"),
 };
 constexpr int VARIANT_COUNT = sizeof VARIANTS / sizeof *VARIANTS;

@@ -20,6 +20,7 @@ struct Case {
   float scale = 0.3f;
   float bias = -1;     // the spread of biases, or none
   int row = 0, column = 0;  // where the block begins
+  int run = 1;         // where X stays
   float wrong = 0;     // a planted error, of a partial sum
 };
 
@@ -52,14 +53,14 @@ struct Data {
 };
 
 // The largest error, relative to the sizes of terms; infinite for a deadlock.
-template <int COLUMNS, int STAGES, int ABOVE, int BESIDE, bool BIAS>
+template <int COLUMNS, int STAGES, int ABOVE, int BESIDE, int RESIDENT, bool BIAS>
 double error_of(Case const& p) {
-  using S = simmim::Shape<COLUMNS, STAGES, ABOVE, BESIDE>;
+  using S = simmim::Shape<COLUMNS, STAGES, ABOVE, BESIDE, RESIDENT>;
   using Epilogue = LogSumExps<COLUMNS, BIAS>;
   Data const data(p);
   int const high = int(p.n - p.row), wide = int(p.m - p.column);
   auto const tiles = [](int extent, int tile) { return (extent + tile - 1) / tile; };
-  Grid const grid{tiles(high, TILE_ROWS * ABOVE), tiles(wide, COLUMNS * BESIDE), p.row, p.column};
+  Grid const grid{tiles(high, TILE_ROWS * ABOVE), tiles(wide, COLUMNS * BESIDE), p.row, p.column, p.run};
   int const across = tiles(wide, COLUMNS), down = tiles(high, TILE_ROWS);
   std::vector<float> rows(across * high, NAN), columns(down * wide, NAN);  // so that what no one wrote is seen
   typename Epilogue::Params const params{{p.scale, BIAS ? data.a.data() + p.row : nullptr, BIAS ? data.b.data() + p.column : nullptr, high, wide}, rows.data(), columns.data()};
@@ -90,11 +91,11 @@ static void expect(bool right, char const* what, double error) {
   printf("%-60s error %.1e %s\n", what, error, right ? "ok" : "FAILED");
   failures += !right;
 }
-template <int COLUMNS, int STAGES, int ABOVE, int BESIDE, bool BIAS = false>
+template <int COLUMNS, int STAGES, int ABOVE, int BESIDE, int RESIDENT = 0, bool BIAS = false>
 void check(Case const& p, char const* name = "") {
-  double const error = error_of<COLUMNS, STAGES, ABOVE, BESIDE, BIAS>(p);
+  double const error = error_of<COLUMNS, STAGES, ABOVE, BESIDE, RESIDENT, BIAS>(p);
   char what[160];
-  snprintf(what, sizeof what, "%dx%d in %dx%d: n %ld m %ld d %ld, %d clusters %s", TILE_ROWS, COLUMNS, ABOVE, BESIDE, long(p.n), long(p.m), long(p.d), p.clusters, name);
+  snprintf(what, sizeof what, "%dx%d in %dx%d, %d stay: n %ld m %ld d %ld, %d clusters %s", TILE_ROWS, COLUMNS, ABOVE, BESIDE, RESIDENT, long(p.n), long(p.m), long(p.d), p.clusters, name);
   expect(error < TOLERANCE, what, error);
 }
 
@@ -111,14 +112,18 @@ int main() {
   check<128, 3, 2, 2>({400, 700, 72, 2});
   check<128, 3, 4, 1>({700, 130, 72, 1});
   check<160, 3, 2, 1>({300, 500, 72, 1});
+  check<128, 3, 1, 1, 2>({130, 900, 104, 2, 0.3f, -1, 0, 0, 3});
+  check<128, 3, 2, 1, 2>({700, 900, 72, 2, 0.3f, -1, 0, 0, 5});
+  check<128, 3, 2, 1, 3>({700, 650, 136, 1, 0.3f, -1, 0, 0, 1});
+  check<128, 4, 2, 1, 1>({600, 700, 64, 2, 0.3f, -1, 256, 128, 4}, "a later block");
   check<128, 4, 2, 1>({600, 700, 72, 1, 0.3f, -1, 256, 128}, "a later block");
   check<128, 4, 2, 1>({256, 300, 72, 1, -0.3f}, "negative scale");
   check<128, 4, 2, 1>({130, 130, 72, 1, 0.f}, "scale 0");
   check<128, 4, 2, 1>({256, 256, 72, 1, 40.f}, "very unequal");
   check<128, 4, 2, 1>({256, 256, 72, 1, -40.f}, "very unequal, negative scale");
-  check<128, 4, 2, 1, true>({300, 300, 72, 1, 0.3f, 1}, "biases");
-  check<128, 4, 2, 1, true>({300, 300, 72, 1, 0.3f, 200}, "very unequal biases");
-  double const planted = error_of<128, 3, 1, 1, false>({130, 300, 72, 1, 0.3f, -1, 0, 0, 1e-3f});
+  check<128, 4, 2, 1, 0, true>({300, 300, 72, 1, 0.3f, 1}, "biases");
+  check<128, 4, 2, 1, 0, true>({300, 300, 72, 1, 0.3f, 200}, "very unequal biases");
+  double const planted = error_of<128, 3, 1, 1, 0, false>({130, 300, 72, 1, 0.3f, -1, 0, 0, 1, 1e-3f});
   expect(planted > TOLERANCE, "a planted error is seen", planted);
   printf("%d failures\n", failures);
   return failures != 0;

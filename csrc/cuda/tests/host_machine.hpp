@@ -181,12 +181,12 @@ class Machine {
 
   template <bool MULTICAST>
   void load(Map const& map, Barrier& full, uint16_t* to, int column, int row, uint16_t blocks) {
-    size_t const place = reinterpret_cast<char*>(to) - reinterpret_cast<char*>(&block().shared), stage = &full - block().shared.full;
+    size_t const place = offset(to), barrier_place = offset(&full);
     for (int b = 0; b < S::BLOCKS; ++b) {
       if (MULTICAST ? !(blocks >> b & 1) : b != rank_) continue;
-      auto& shared = blocks_[b]->shared;
-      auto* const there = reinterpret_cast<uint16_t*>(reinterpret_cast<char*>(&shared) + place);
-      Barrier& barrier = shared.full[stage];
+      auto* const memory = reinterpret_cast<char*>(&blocks_[b]->shared);
+      auto* const there = reinterpret_cast<uint16_t*>(memory + place);
+      auto& barrier = *reinterpret_cast<Barrier*>(memory + barrier_place);
       auto landing = [=, &map, &barrier] {
         land(map, there, column, row);
         barrier.complete(map.box * S::DEPTH * 2);
@@ -226,6 +226,11 @@ class Machine {
     if (b < S::BLOCKS && (b % S::ABOVE == rank_ % S::ABOVE || b / S::ABOVE == rank_ / S::ABOVE)) blocks_[b]->shared.empty[stage].arrive();
   }
 
+  void release_own(Barrier& empty) {
+    sync_warp();
+    if (lane() == 0) empty.arrive();
+  }
+
   template <class Acc>
   void fence(Acc&) {}
   template <class Acc>
@@ -247,6 +252,7 @@ class Machine {
   }
 
  private:
+  size_t offset(void const* p) { return static_cast<char const*>(p) - reinterpret_cast<char const*>(&block().shared); }
   // Rows of 8 pieces of 16 bytes; piece p of row r is at p ^ r % 8.
   static int swizzled(int row, int column) { return row * S::DEPTH + ((column / 8) ^ (row % 8)) * 8 + column % 8; }
   static void land(Map const& map, uint16_t* to, int column, int row) {
