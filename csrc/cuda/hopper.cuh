@@ -151,7 +151,13 @@ struct Hopper {
   SIMMIM_DEVICE void give_turn(int to) { asm volatile("bar.arrive %0, %1;" ::"r"(TURNS + to), "n"(WARPGROUP * CONSUMERS) : "memory"); }
   SIMMIM_DEVICE void sync() { asm volatile("bar.sync %0, %1;" ::"r"(group() - 1 + OWN), "n"(WARPGROUP) : "memory"); }
   SIMMIM_DEVICE void sync_warp() { __syncwarp(); }
-  SIMMIM_DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
+  template <class T>
+  SIMMIM_DEVICE T shuffle_xor(T v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
+  SIMMIM_DEVICE uint32_t bfloat16_pair(float low, float high) {
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+  }
   SIMMIM_DEVICE bool all(bool v) { return __all_sync(~0u, v); }
 
   // Every warp says by itself that it has read a stage, to all blocks that write to it.

@@ -4,7 +4,7 @@
 
 namespace simmim {
 
-template <int COLUMNS, bool BIAS>
+template <int COLUMNS>
 struct LogSumExps {
   using A = Accumulators<COLUMNS>;
   static constexpr int R = A::R, C = A::C, KEPT = C / 8;
@@ -24,7 +24,7 @@ struct LogSumExps {
   template <class Group>
   SIMMIM_DEVICE static void tile(Group& group, Params const& p, Shared& shared, A& acc, int ti, int tj) {
     int const i0 = ti * TILE_ROWS, j0 = tj * COLUMNS;
-    float const factor = prepare<BIAS>(group, p.scores, acc, i0, j0);
+    float const factor = prepare(group, p.scores, acc, i0, j0);
 
     // One exponential a score serves its row and its column: all are relative to a large score of the warp.
     float const reference = reference_of(group, acc, factor);

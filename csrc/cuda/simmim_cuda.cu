@@ -8,6 +8,7 @@
 #include "log_sum_exps.hpp"
 #include "merge.cuh"
 #include "simmim_cuda.h"
+#include "weights.hpp"
 
 namespace simmim {
 namespace {
@@ -139,62 +140,88 @@ constexpr int64_t BLOCK = 16384;
 
 int64_t blocks_of(int64_t extent, int64_t block) { return (extent + block - 1) / block; }
 
-template <class S, bool BIAS>
+// The part of a problem that begins at a row and a column.
+Scores scores_of(simmim_cuda_problem const& p, int64_t row, int64_t column, int rows, int columns) {
+  return {p.scale,
+          p.row_bias ? p.row_bias + row : nullptr,
+          p.col_bias ? p.col_bias + column : nullptr,
+          p.positives ? p.positives + row : nullptr,
+          p.leaves_out != 0,
+          int(p.first_row + row),
+          int(p.first_column + column),
+          rows,
+          columns};
+}
+
+template <class S>
 Status log_sum_exps(simmim_cuda_problem const& p, float* rows, float* columns, void* workspace) {
-  using Epilogue = LogSumExps<S::COLUMNS, BIAS>;
   constexpr int64_t BLOCK_COLUMNS = BLOCK / (S::COLUMNS * S::BESIDE) * (S::COLUMNS * S::BESIDE);
-  if (S::RESIDENT && p.d > S::RESIDENT * S::DEPTH) return refuse("d is too large for this variant");
-  Launcher<S, Epilogue> launcher;
+  Launcher<S, LogSumExps<S::COLUMNS>> launcher;
   if (Status status = launcher.prepare(p)) return status;
   auto* const row_parts = static_cast<float*>(workspace);
   float* const col_parts = row_parts + blocks_of(std::min(p.m, BLOCK), S::COLUMNS) * std::min(p.n, BLOCK);
   for (int64_t i = 0; i < p.n; i += BLOCK)
     for (int64_t j = 0; j < p.m; j += BLOCK_COLUMNS) {
       int const high = int(std::min(BLOCK, p.n - i)), wide = int(std::min(BLOCK_COLUMNS, p.m - j));
-      Scores const scores{p.scale * LOG2_E, p.row_bias ? p.row_bias + i : nullptr, p.col_bias ? p.col_bias + j : nullptr, high, wide};
-      if (Status status = launcher.launch(i, j, {scores, row_parts, col_parts})) return status;
+      if (Status status = launcher.launch(i, j, {scores_of(p, i, j, high, wide), row_parts, col_parts})) return status;
       Merge const by_row{row_parts, rows ? rows + i : nullptr, high, int(blocks_of(wide, S::COLUMNS)), j == 0, j + wide == p.m};
       Merge const by_column{col_parts, columns ? columns + j : nullptr, wide, int(blocks_of(high, TILE_ROWS)), i == 0, i + high == p.n};
-      merge<<<merge_blocks(by_row) + merge_blocks(by_column), MERGE_THREADS, 0, static_cast<cudaStream_t>(p.stream)>>>(by_row, by_column);
+      int const blocks = merge_blocks(by_row) + merge_blocks(by_column);
+      if (blocks > 0) merge<<<blocks, MERGE_THREADS, 0, static_cast<cudaStream_t>(p.stream)>>>(by_row, by_column);
       SIMMIM_TRY(cudaGetLastError());
     }
   return {};
 }
 
+template <class S>
+Status weights(simmim_cuda_problem const& p, simmim_cuda_gradient const& g) {
+  Launcher<S, Weights<S::COLUMNS>> launcher;
+  if (Status status = launcher.prepare(p)) return status;
+  return launcher.launch(0, 0, {scores_of(p, 0, 0, int(p.n), int(p.m)), g.row_reference, g.row_upstream, g.col_reference, g.col_upstream,
+                                static_cast<uint16_t*>(g.weights), g.stride});
+}
+
 struct Variant {
   char const* name;
-  Status (*plain)(simmim_cuda_problem const&, float*, float*, void*);
-  Status (*biased)(simmim_cuda_problem const&, float*, float*, void*);
+  int64_t most;  // the largest d, or 0 for any
+  Status (*log_sum_exps)(simmim_cuda_problem const&, float*, float*, void*);
+  Status (*weights)(simmim_cuda_problem const&, simmim_cuda_gradient const&);
 };
-template <int COLUMNS, int STAGES, int ABOVE, int BESIDE, int RESIDENT = 0>
+template <int STAGES, int ABOVE, int BESIDE, int RESIDENT = 0>
 constexpr Variant variant(char const* name) {
-  using S = Shape<COLUMNS, STAGES, ABOVE, BESIDE, RESIDENT>;
-  return {name, log_sum_exps<S, false>, log_sum_exps<S, true>};
+  using S = Shape<128, STAGES, ABOVE, BESIDE, RESIDENT>;
+  return {name, S::RESIDENT * S::DEPTH, log_sum_exps<S>, weights<S>};
 }
 constexpr Variant VARIANTS[] = {
-    variant<128, 6, 2, 1>("128x6 2x1"), variant<128, 4, 2, 1>("128x4 2x1"), variant<128, 6, 1, 1>("128x6 1x1"),
-    variant<128, 6, 1, 2>("128x6 1x2"), variant<128, 6, 2, 2>("128x6 2x2"), variant<128, 6, 4, 1>("128x6 4x1"),
-    variant<128, 5, 2, 1, 8>("128x5 2x1 X"), variant<128, 5, 1, 1, 8>("128x5 1x1 X"), variant<128, 8, 1, 1, 4>("128x8 1x1 X256"),
-    variant<160, 5, 2, 1>("160x5 2x1"),
+    variant<6, 2, 1>("2x1"),
+    variant<6, 2, 2>("2x2"),
+    variant<5, 2, 1, 8>("2x1, X stays"),
+    variant<5, 1, 1, 8>("1x1, X stays"),
 };
 constexpr int VARIANT_COUNT = sizeof VARIANTS / sizeof *VARIANTS;
 
 Status validate(simmim_cuda_problem const& p) {
+  constexpr int64_t MOST = INT32_MAX - BLOCK;  // coordinates of tiles are 32 bits
   if (p.n < 1 || p.m < 1 || p.d < 1) return refuse("n, m and d must be at least 1");
-  if (p.n > INT32_MAX - BLOCK || p.m > INT32_MAX - BLOCK || p.d > INT32_MAX - BLOCK) return refuse("n, m and d must be below 2^31 - 16384");
+  if (p.n > MOST || p.m > MOST || p.d > MOST) return refuse("n, m and d must be below 2^31 - 16384");
+  if (p.first_row < 0 || p.first_column < 0 || p.first_row > MOST - p.n || p.first_column > MOST - p.m)
+    return refuse("the matrix must have fewer than 2^31 - 16384 rows and columns");
   if (p.d % 8 || p.x_row % 8 || p.y_row % 8) return refuse("d and the strides of rows must be multiples of 8");
   if (p.x_row < p.d || p.y_row < p.d) return refuse("the strides of rows must be at least d");
   if (reinterpret_cast<uintptr_t>(p.x) % 16 || reinterpret_cast<uintptr_t>(p.y) % 16) return refuse("x and y must be aligned to 16 bytes");
-  if (p.variant < 0 || p.variant >= VARIANT_COUNT) return refuse("there is no such variant");
+  if (p.variant < -1 || p.variant >= VARIANT_COUNT) return refuse("there is no such variant");
+  if (p.variant >= 0 && VARIANTS[p.variant].most > 0 && p.d > VARIANTS[p.variant].most) return refuse("d is too large for this variant");
   return {};
 }
 
-Status log_sum_exps(simmim_cuda_problem const& p, float* rows, float* columns, void* workspace) {
+Variant const& variant_of(simmim_cuda_problem const& p) { return VARIANTS[std::max(p.variant, 0)]; }
+
+template <class Call>
+Status on_device_of(simmim_cuda_problem const& p, Call call) {
   if (Status status = validate(p)) return status;
   OnDevice device;
   if (Status status = device.enter(p.device)) return status;
-  Variant const& variant = VARIANTS[p.variant];
-  return (p.row_bias || p.col_bias ? variant.biased : variant.plain)(p, rows, columns, workspace);
+  return call(variant_of(p));
 }
 
 }  // namespace
@@ -208,7 +235,7 @@ SIMMIM_API const char* simmim_cuda_variants(void) {
   static char names[256];
   static bool const made = [] {
     size_t at = 0;
-    for (auto const& each : simmim::VARIANTS) at += snprintf(names + at, sizeof names - at, "%s%s", at ? "," : "", each.name);
+    for (auto const& each : simmim::VARIANTS) at += snprintf(names + at, sizeof names - at, "%s%s", at ? ";" : "", each.name);
     return true;
   }();
   return made ? names : "";
@@ -221,7 +248,16 @@ SIMMIM_API int64_t simmim_cuda_workspace(int64_t n, int64_t m) {
 }
 
 SIMMIM_API int simmim_cuda_log_sum_exps(const simmim_cuda_problem* problem, float* rows, float* columns, void* workspace) {
-  return simmim::log_sum_exps(*problem, rows, columns, workspace).code;
+  return simmim::on_device_of(*problem, [&](simmim::Variant const& variant) { return variant.log_sum_exps(*problem, rows, columns, workspace); }).code;
+}
+
+SIMMIM_API int simmim_cuda_weights(const simmim_cuda_problem* problem, const simmim_cuda_gradient* gradient) {
+  using namespace simmim;
+  return on_device_of(*problem, [&](Variant const& variant) {
+           if (gradient->stride % 8 || gradient->stride < problem->m) return refuse("the stride of weights must be a multiple of 8 and at least m");
+           if (reinterpret_cast<uintptr_t>(gradient->weights) % 16) return refuse("weights must be aligned to 16 bytes");
+           return variant.weights(*problem, *gradient);
+         }).code;
 }
 
 SIMMIM_API const char* simmim_cuda_message(void) { return simmim::message; }

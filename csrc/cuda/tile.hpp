@@ -1,7 +1,7 @@
 // One tile of scores as the 128 threads of a warpgroup hold it, in registers, and what they do with it together.
 //
 // The same source runs on the device and, for tests, on the host (tests/host_machine.hpp). `Group` is the warpgroup:
-// thread(), lane(), shuffle_xor(), all(), sync_warp() and sync().
+// thread(), lane(), shuffle_xor(), all(), sync_warp(), sync() and bfloat16_pair().
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -82,28 +82,51 @@ SIMMIM_DEVICE int scatter_over_rows(Group& group, float (&v)[COUNT], Op op) {
   return first;
 }
 
-// Scores in base 2 of the block that a launch is for: scale and biases times log2(e).
+// The scores of the block that a launch is for, s_ij = scale <x_i, y_j> + row_bias_i + col_bias_j in nats. Vectors begin
+// where the block does.
 struct Scores {
-  float scale;
-  float const *row_bias, *col_bias;  // in nats; or null
+  float const* scale;
+  float const *row_bias, *col_bias;  // or null
+  int64_t const* positives;          // the joint pairs' columns, counted from the matrix's first; or null for the diagonal
+  bool leaves_out;                   // the joint pairs
+  int first_row, first_column;       // of the block, in the matrix
   int rows, columns;                 // of the block
 };
 
-// Makes scores of the products where something else than the scale is to be done, with -inf outside of the block.
-// Returns the factor that is still to be applied.
-template <bool BIAS, int COLUMNS, class Group>
+// The columns within a tile of the joint pairs of a thread's rows that are left out; -1 for those outside.
+template <int COLUMNS, class Group>
+SIMMIM_DEVICE bool joint_columns(Group& group, Scores const& p, int i0, int j0, int (&joint)[Accumulators<COLUMNS>::R]) {
+  bool any = false;
+  SIMMIM_UNROLL
+  for (int r = 0; r < Accumulators<COLUMNS>::R; ++r) {
+    int const i = i0 + Accumulators<COLUMNS>::row(group.thread(), r);
+    int64_t const j = i >= p.rows ? -1 : (p.positives ? p.positives[i] : p.first_row + int64_t(i)) - p.first_column - j0;
+    joint[r] = j >= 0 && j < COLUMNS ? int(j) : -1;
+    any = any || joint[r] >= 0;
+  }
+  return !group.all(!any);
+}
+
+// Makes base 2 scores of the products where something else than the scale is to be done, with -inf for pairs that are left
+// out or outside of the block. Returns the factor that is still to be applied.
+template <int COLUMNS, class Group>
 SIMMIM_DEVICE float prepare(Group& group, Scores const& p, Accumulators<COLUMNS>& acc, int i0, int j0) {
   using A = Accumulators<COLUMNS>;
+  float const scale = *p.scale * LOG2_E;
   bool const ragged = i0 + TILE_ROWS > p.rows || j0 + COLUMNS > p.columns;
-  if (!BIAS && !ragged) return p.scale;
+  int const ahead = p.first_row + i0 - (p.first_column + j0);  // of the diagonal
+  bool meets_joint = p.leaves_out && (p.positives || (ahead < COLUMNS && ahead > -TILE_ROWS));
+  int joint[A::R];
+  if (meets_joint) meets_joint = joint_columns<COLUMNS>(group, p, i0, j0, joint);
+  if (!ragged && !meets_joint && !p.row_bias && !p.col_bias) return scale;
   SIMMIM_UNROLL
   for (int r = 0; r < A::R; ++r) {
     int const i = i0 + A::row(group.thread(), r);
-    float const a = BIAS && p.row_bias && i < p.rows ? p.row_bias[i] * LOG2_E : 0.f;
+    float const a = p.row_bias && i < p.rows ? p.row_bias[i] * LOG2_E : 0.f;
     SIMMIM_UNROLL
-    for (int c = 0; c < A::C; ++c) acc.at(r, c) = acc.at(r, c) * p.scale + a;
+    for (int c = 0; c < A::C; ++c) acc.at(r, c) = acc.at(r, c) * scale + a;
   }
-  if (BIAS && p.col_bias) {
+  if (p.col_bias) {
     SIMMIM_UNROLL
     for (int c = 0; c < A::C; ++c) {
       int const j = j0 + A::column(group.thread(), c);
@@ -111,6 +134,13 @@ SIMMIM_DEVICE float prepare(Group& group, Scores const& p, Accumulators<COLUMNS>
       SIMMIM_UNROLL
       for (int r = 0; r < A::R; ++r) acc.at(r, c) += b;
     }
+  }
+  if (meets_joint) {
+    SIMMIM_UNROLL
+    for (int r = 0; r < A::R; ++r)
+      SIMMIM_UNROLL
+      for (int c = 0; c < A::C; ++c)
+        if (A::column(group.thread(), c) == joint[r]) acc.at(r, c) = -INFINITY;
   }
   if (ragged) {
     SIMMIM_UNROLL

@@ -26,6 +26,7 @@ inline float float_of(uint16_t bfloat16) {
 inline uint16_t bfloat16_of(float v) {
   uint32_t bits;
   memcpy(&bits, &v, 4);
+  if (v != v) return 0x7fff;
   return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
@@ -217,6 +218,8 @@ class Machine {
     for (int stride = WARP / 2; stride; stride /= 2) count += shuffle_xor(count, stride);
     return count == WARP;
   }
+
+  uint32_t bfloat16_pair(float low, float high) { return bfloat16_of(low) | uint32_t(bfloat16_of(high)) << 16; }
 
   template <class Shape>
   void release(Barrier& empty) {
