@@ -44,20 +44,23 @@ struct Weights {
         SIMMIM_UNROLL
         for (int r = 0; r < R; ++r) acc.at(r, c) = exp2_of(fmaf(acc.at(r, c), factor, -reference)) * (a[r] + b);
       }
+      SIMMIM_UNROLL
+      for (int r = 0; r < R; ++r) store(group, p, acc, r, i0, j0);
     } else {
+      // Row by row, so that there are registers for two exponentials.
       SIMMIM_UNROLL
       for (int r = 0; r < R; ++r) {
-        int const row = A::row(group.thread(), r);
-        float const a = shared.row_factor[row], of_row = shared.row_reference[row];
+        float const a = shared.row_factor[A::row(group.thread(), r)], of_row = shared.row_reference[A::row(group.thread(), r)];
         SIMMIM_UNROLL
         for (int c = 0; c < C; ++c) {
           int const column = A::column(group.thread(), c);
-          float const b = shared.col_factor[column], of_column = shared.col_reference[column], s = acc.at(r, c) * factor;
-          acc.at(r, c) = a * exp2_of(s - of_row) + b * exp2_of(s - of_column);
+          float const s = acc.at(r, c), by_row = a * exp2_of(fmaf(s, factor, -of_row));
+          acc.at(r, c) = by_row + shared.col_factor[column] * exp2_of(fmaf(s, factor, -shared.col_reference[column]));
         }
+        store(group, p, acc, r, i0, j0);
+        group.sync_warp();
       }
     }
-    store(group, p, acc, i0, j0);
   }
 
  private:
@@ -110,32 +113,29 @@ struct Weights {
 
   // Of every 8 columns a thread of a quad has 2. They exchange, so that each has all 8 of one of 4 such groups: 16 bytes.
   template <class Group>
-  SIMMIM_DEVICE static void store(Group& group, Params const& p, A& acc, int i0, int j0) {
+  SIMMIM_DEVICE static void store(Group& group, Params const& p, A& acc, int r, int i0, int j0) {
     struct alignas(16) Eight {
       uint32_t pair[QUAD];
     };
-    int const q = group.lane() % QUAD;
+    int const q = group.lane() % QUAD, i = i0 + A::row(group.thread(), r);
+    uint16_t* const row = p.weights + int64_t(i) * p.stride;
     SIMMIM_UNROLL
-    for (int r = 0; r < R; ++r) {
-      int const i = i0 + A::row(group.thread(), r);
+    for (int c0 = 0; c0 < C; c0 += 2 * QUAD) {
+      Eight v;
       SIMMIM_UNROLL
-      for (int c0 = 0; c0 < C; c0 += 2 * QUAD) {
-        Eight v;
+      for (int g = 0; g < QUAD; ++g) v.pair[g] = group.bfloat16_pair(acc.at(r, c0 + 2 * g), acc.at(r, c0 + 2 * g + 1));
+      SIMMIM_UNROLL
+      for (int stride = 1; stride < QUAD; stride *= 2)
         SIMMIM_UNROLL
-        for (int g = 0; g < QUAD; ++g) v.pair[g] = group.bfloat16_pair(acc.at(r, c0 + 2 * g), acc.at(r, c0 + 2 * g + 1));
-        SIMMIM_UNROLL
-        for (int stride = 1; stride < QUAD; stride *= 2)
-          SIMMIM_UNROLL
-          for (int g = 0; g < QUAD; ++g) {
-            if (g & stride) continue;
-            bool const upper = q & stride;
-            uint32_t const got = group.shuffle_xor(upper ? v.pair[g] : v.pair[g | stride], stride);
-            v.pair[g] = upper ? got : v.pair[g];
-            v.pair[g | stride] = upper ? v.pair[g | stride] : got;
-          }
-        int const j = j0 + (c0 / (2 * QUAD) * QUAD + q) * 8;
-        if (i < p.scores.rows && j < p.scores.columns) *reinterpret_cast<Eight*>(p.weights + int64_t(i) * p.stride + j) = v;
-      }
+        for (int g = 0; g < QUAD; ++g) {
+          if (g & stride) continue;
+          bool const upper = q & stride;
+          uint32_t const got = group.shuffle_xor(upper ? v.pair[g] : v.pair[g | stride], stride);
+          v.pair[g] = upper ? got : v.pair[g];
+          v.pair[g | stride] = upper ? v.pair[g | stride] : got;
+        }
+      int const j = j0 + (c0 / (2 * QUAD) * QUAD + q) * 8;
+      if (i < p.scores.rows && j < p.scores.columns) *reinterpret_cast<Eight*>(row + j) = v;
     }
   }
 };
