@@ -18,12 +18,13 @@ import threading
 import time
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 SIZES = ((1, 1), (1, 4097), (127, 129), (128, 128), (129, 300), (300, 520), (520, 127), (4097, 300), (4097, 4097))
 DEPTHS = (8, 64, 72, 104, 328, 512, 768)
-TIMED, TIMED_DEPTHS = 65536, (64, 128, 256, 512, 768)
+TIMED, STRIP, TIMED_DEPTHS = 65536, 8192, (64, 128, 256, 512, 768)
 START_SECONDS, STEP_SECONDS = 30.0, 15.0
-TOLERANCE = 1e-5
+TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 1.02 * 2.0**-8
 
 
 class Problem(ctypes.Structure):
@@ -33,12 +34,33 @@ class Problem(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("n", "m", "d")),
         *((name, ctypes.c_void_p) for name in ("x", "y")),
         *((name, ctypes.c_int64) for name in ("x_row", "y_row")),
-        ("scale", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in ("row_bias", "col_bias")),
-        ("device", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("scale", "row_bias", "col_bias", "positives")),
+        *((name, ctypes.c_int64) for name in ("first_row", "first_column")),
+        *((name, ctypes.c_int32) for name in ("leaves_out", "device")),
         ("stream", ctypes.c_void_p),
         ("variant", ctypes.c_int32),
     )
+
+
+class Gradient(ctypes.Structure):
+    """simmim_cuda_gradient of the same."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("row_reference", "row_upstream", "col_reference", "col_upstream")),
+        ("weights", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
+    )
+
+
+class Case(NamedTuple):
+    n: int
+    m: int
+    d: int
+    scale: float = 1.0
+    spread: float | None = None
+    """Of biases, or none"""
+    joint: str = "counted"
+    """Or "diagonal" or "positives", which are left out"""
 
 
 class TooLarge(Exception):
@@ -53,27 +75,26 @@ class Library:
         self.found.simmim_cuda_workspace.argtypes = (ctypes.c_int64, ctypes.c_int64)
         self.found.simmim_cuda_workspace.restype = ctypes.c_int64
         self.found.simmim_cuda_log_sum_exps.argtypes = (ctypes.POINTER(Problem), *(ctypes.c_void_p,) * 3)
-        self.variants = self.found.simmim_cuda_variants().decode().split(",")
+        self.found.simmim_cuda_weights.argtypes = (ctypes.POINTER(Problem), ctypes.POINTER(Gradient))
+        self.variants = self.found.simmim_cuda_variants().decode().split(";")
 
-    def workspace(self, torch, n, m):
-        size = self.found.simmim_cuda_workspace(n, m)
-        return torch.full((size // 4,), torch.nan, device="cuda")
+    def log_sum_exps(self, problem, rows, columns, workspace):
+        outputs = (_address(rows), _address(columns), _address(workspace))
+        self._check(self.found.simmim_cuda_log_sum_exps(problem, *outputs))
 
-    def log_sum_exps(self, torch, variant, x, y, scale, row_bias, col_bias, rows, columns, workspace):
-        def address(tensor):
-            return None if tensor is None else tensor.data_ptr()
+    def weights(self, problem, gradient):
+        self._check(self.found.simmim_cuda_weights(problem, gradient))
 
-        problem = Problem(
-            *(len(x), len(y), x.shape[1], address(x), address(y), x.stride(0), y.stride(0), scale),
-            *(address(row_bias), address(col_bias), x.device.index, torch.cuda.current_stream().cuda_stream, variant),
-        )
-        outputs = (address(rows), address(columns), address(workspace))
-        status = self.found.simmim_cuda_log_sum_exps(problem, *outputs)
+    def _check(self, status):
         message = self.found.simmim_cuda_message().decode()
         if status and "too large" in message:
             raise TooLarge(message)
         if status:
             raise RuntimeError(f"status {status}: {message}")
+
+
+def _address(tensor):
+    return None if tensor is None else tensor.data_ptr()
 
 
 class Work:
@@ -84,7 +105,7 @@ class Work:
 
         self.torch, self.library = torch, Library(path)
         torch.backends.cuda.matmul.allow_tf32 = False
-        self.truths = {}
+        self.cases = {}
         torch.zeros(1, device="cuda")
 
     def machine(self, _):
@@ -97,28 +118,51 @@ class Work:
             "variants": self.library.variants,
         }
 
+    def problem(self, variant, x, y, scale, biases=(None, None), positives=None, leaves_out=False):
+        stream = self.torch.cuda.current_stream().cuda_stream
+        return Problem(
+            *(len(x), len(y), x.shape[1], _address(x), _address(y), x.stride(0), y.stride(0), _address(scale)),
+            *(*map(_address, biases), _address(positives), 0, 0, leaves_out, x.device.index or 0, stream, variant),
+        )
+
+    def workspace(self, n, m):
+        return self.torch.full((self.library.found.simmim_cuda_workspace(n, m) // 4,), float("nan"), device="cuda")
+
     def check(self, variant):
-        cases = [(n, m, d, 1.0, None) for (n, m), d in itertools.product(SIZES, DEPTHS)]
-        cases += [(300, 520, 72, scale, None) for scale in (-1.0, 0.0, 100.0, -100.0)]
-        cases += [(300, 520, 72, 1.0, spread) for spread in (1.0, 300.0)]
-        cases += [(20000, 17000, 64, 1.0, None), (16384, 32768, 128, 1.0, 1.0)]
+        cases = [Case(n, m, d) for (n, m), d in itertools.product(SIZES, DEPTHS)]
+        cases += [Case(300, 520, 72, scale) for scale in (-1.0, 0.0, 100.0, -100.0)]
+        cases += [Case(300, 520, 72, spread=spread) for spread in (1.0, 300.0)]
+        cases += [Case(520, 520, 72, joint=joint) for joint in ("diagonal", "positives")]
+        cases += [Case(20000, 17000, 64, joint="positives"), Case(16384, 32768, 128, spread=1.0, joint="diagonal")]
+        return self._worst(cases, variant, self._log_sums_of, TOLERANCE)
+
+    def check_weights(self, variant):
+        sizes = ((1, 1), (127, 129), (300, 520), (4097, 300))
+        cases = [Case(n, m, d) for (n, m), d in itertools.product(sizes, (8, 72, 512, 768))]
+        cases += [Case(300, 520, 72, scale) for scale in (-1.0, 100.0)]
+        cases += [Case(300, 520, 72, spread=300.0)]
+        cases += [Case(520, 520, 72, joint=joint) for joint in ("diagonal", "positives")]
+        cases += [Case(4096, 8192, 128, spread=1.0, joint="diagonal")]
+        return self._worst(cases, variant, self._weights_of, WEIGHT_TOLERANCE)
+
+    def _worst(self, cases, variant, errors_of, tolerance):
         worst, dense_worst, wrong, unequal, done = 0.0, 0.0, [], 0, 0
         for case in cases:
             try:
-                error, dense_error, repeats = self._check_one(variant, *case)
+                error, dense_error, repeats = errors_of(variant, case)
             except TooLarge:
                 continue
             done += 1
             worst, dense_worst = max(worst, error), max(dense_worst, dense_error)
             unequal += not repeats
-            if not error <= TOLERANCE:
+            if not error <= tolerance:
                 wrong.append([*case, error])
         return {"cases": done, "worst": worst, "dense": dense_worst, "not_repeated": unequal, "wrong": wrong[:12]}
 
-    def _case(self, n, m, d, scale, spread):
-        key = (n, m, d, scale, spread)
-        if key not in self.truths:
+    def _case(self, case):
+        if case not in self.cases:
             torch = self.torch
+            n, m, d, scale, spread, joint = case
             generator = torch.Generator("cuda").manual_seed(n * 31 + m * 7 + d)
 
             def normal(*shape):
@@ -126,49 +170,108 @@ class Work:
 
             x, y = ((3 * normal(extent, d) / d**0.25).bfloat16() for extent in (n, m))
             biases = (None, None) if spread is None else (spread * normal(n), spread * normal(m))
+            positives = torch.randint(m, (n,), device="cuda", generator=generator) if joint == "positives" else None
 
             def dense(dtype):
                 s = scale * (x.to(dtype) @ y.to(dtype).T)
                 for bias, dim in zip(biases, (1, 0), strict=True):
                     s = s if bias is None else s.add_(bias.to(dtype).unsqueeze(dim))
+                if joint == "diagonal":
+                    s.diagonal().fill_(-torch.inf)
+                if joint == "positives":
+                    s.scatter_(1, positives[:, None], -torch.inf)
+                return s
+
+            def sums(s):
                 return s.logsumexp(1), s.logsumexp(0)
 
-            truth = dense(torch.float64)
-            dense_error = max(_error(a, b) for a, b in zip(dense(torch.float32), truth, strict=True))
-            self.truths[key] = (x, y, biases, truth, dense_error)
-        return self.truths[key]
+            truth = sums(dense(torch.float64))
+            dense_error = max(_error(a, b) for a, b in zip(sums(dense(torch.float32)), truth, strict=True))
+            handed = (x, y, torch.tensor(scale, device="cuda"), biases, positives, joint != "counted")
+            self.cases[case] = (handed, truth, dense_error, dense)
+        return self.cases[case]
 
-    def _check_one(self, variant, n, m, d, scale, spread):
+    def _log_sums_of(self, variant, case):
         torch = self.torch
-        x, y, biases, truth, dense_error = self._case(n, m, d, scale, spread)
+        handed, truth, dense_error, _ = self._case(case)
         found = []
         for _ in range(2):
-            rows, columns = (torch.full((extent,), torch.nan, device="cuda") for extent in (n, m))
-            workspace = self.library.workspace(torch, n, m)
-            self.library.log_sum_exps(torch, variant, x, y, scale, *biases, rows, columns, workspace)
+            rows, columns = (torch.full((extent,), torch.nan, device="cuda") for extent in case[:2])
+            workspace = self.workspace(*case[:2])
+            self.library.log_sum_exps(self.problem(variant, *handed), rows, columns, workspace)
             found.append((rows, columns))
         error = max(_error(a, b) for a, b in zip(found[0], truth, strict=True))
         repeats = all(torch.equal(a, b) for a, b in zip(*found, strict=True))
         return error, dense_error, repeats
 
+    def _weights_of(self, variant, case):
+        torch = self.torch
+        handed, truth, _, dense = self._case(case)
+        rows, columns = (sums.float() for sums in truth)
+        a, b = (torch.randn(extent, device="cuda") for extent in case[:2])
+        stride = (case.m + 15) // 8 * 8
+        found = []
+        for _ in range(2):
+            weights = torch.full((case.n, stride), torch.nan, device="cuda", dtype=torch.bfloat16)
+            gradient = Gradient(*map(_address, (rows, a, columns, b, weights)), stride)
+            self.library.weights(self.problem(variant, *handed), gradient)
+            found.append(weights[:, : case.m])
+        s = dense(torch.float64)
+        # float32 rounds scores, references and their difference in proportion to their size.
+        size = 1 + 1e-4 * s.abs().nan_to_num(0, 0, 0).max()
+        of_row, of_column = a[:, None] * (s - truth[0][:, None]).exp(), b * (s - truth[1]).exp()
+        of_row, of_column = (part.nan_to_num(0) for part in (of_row, of_column))
+        bound = size * (of_row.abs() + of_column.abs()) + 1e-18
+        error = ((found[0].double() - (of_row + of_column)).abs() / bound).max().item()
+        return error if error == error else float("inf"), 2.0**-9, torch.equal(*found)
+
     def time(self, variant):
         torch = self.torch
         rates, gemm = {}, [self._gemm()]
+        scale = torch.ones((), device="cuda")
         for d in TIMED_DEPTHS:
             x, y = (torch.randn(TIMED, d, device="cuda").mul_(d**-0.5).bfloat16() for _ in range(2))
             rows, columns = (torch.empty(TIMED, device="cuda") for _ in range(2))
-            workspace = self.library.workspace(torch, TIMED, TIMED)
+            workspace = self.workspace(TIMED, TIMED)
+            problem = self.problem(variant, x, y, scale)
+            outputs = (rows, columns, workspace)
 
-            def call(x=x, y=y, rows=rows, columns=columns, workspace=workspace):
-                self.library.log_sum_exps(torch, variant, x, y, 1.0, None, None, rows, columns, workspace)
+            def call(problem=problem, outputs=outputs):
+                self.library.log_sum_exps(problem, *outputs)
 
             try:
-                milliseconds = self._milliseconds(call, 8)
+                rates[d] = self._rate(call, 8, 2 * TIMED**2 * d)
             except TooLarge:
                 continue
-            rates[d] = {"ms": milliseconds, "tflops": 2 * TIMED**2 * d / milliseconds / 1e9}
             gemm.append(self._gemm())
         return {"depths": rates, "gemm": gemm}
+
+    def time_weights(self, variant):
+        torch = self.torch
+        rates, gemm, n = {}, [self._gemm()], STRIP
+        scale = torch.ones((), device="cuda")
+        weights = torch.empty((n, n), device="cuda", dtype=torch.bfloat16)
+        references, upstream = torch.full((n,), 9.5, device="cuda"), torch.ones(n, device="cuda")
+        gradient = Gradient(*map(_address, (references, upstream, references, upstream, weights)), n)
+        for d in TIMED_DEPTHS:
+            x, y = (torch.randn(n, d, device="cuda").mul_(d**-0.5).bfloat16() for _ in range(2))
+            problem = self.problem(variant, x, y, scale)
+            try:
+                rates[d] = self._rate(lambda p=problem: self.library.weights(p, gradient), 20, 2 * n**2 * d)
+            except TooLarge:
+                continue
+            total = torch.zeros((n, d), device="cuda")
+
+            def product(total=total, y=y):
+                torch.addmm(total, weights, y, out_dtype=torch.float32, beta=1, out=total)
+
+            if variant == 0:
+                rates[d]["product_ms"] = self._milliseconds(product, 20)
+        return {"depths": rates, "gemm": gemm}
+
+    def _rate(self, call, repeats, operations):
+        milliseconds = self._milliseconds(call, repeats)
+        return {"ms": milliseconds, "tflops": operations / milliseconds / 1e9}
 
     def _gemm(self):
         torch = self.torch
@@ -192,10 +295,12 @@ class Work:
         torch = self.torch
         for d in (64, 512):
             x, y = (torch.randn(16384, d, device="cuda").mul_(d**-0.5).bfloat16() for _ in range(2))
-            rows, columns = (torch.empty(16384, device="cuda") for _ in range(2))
-            workspace = self.library.workspace(torch, 16384, 16384)
-            for _ in range(2):
-                self.library.log_sum_exps(torch, variant, x, y, 1.0, None, None, rows, columns, workspace)
+            rows, columns = (torch.zeros(16384, device="cuda") for _ in range(2))
+            workspace, scale = self.workspace(16384, 16384), torch.ones((), device="cuda")
+            weights = torch.empty((16384, 16384), device="cuda", dtype=torch.bfloat16)
+            problem = self.problem(variant, x, y, scale)
+            self.library.log_sum_exps(problem, rows, columns, workspace)
+            self.library.weights(problem, Gradient(*map(_address, (rows, rows, columns, columns, weights)), 16384))
         torch.cuda.synchronize()
         return {}
 
@@ -204,6 +309,10 @@ def _error(got, want):
     """The largest, relative to 1 + |want|; NaN counts as infinite."""
     error = ((got.double() - want).abs() / (1 + want.abs())).max().item()
     return error if error == error else float("inf")
+
+
+def _product(at):
+    return f" product {at['product_ms']:.3f}" if "product_ms" in at else ""
 
 
 def serve(path):
@@ -294,23 +403,23 @@ def main():
     skipped.discard(None)
     print(machine, flush=True)
     for variant, name in enumerate(machine["variants"] if machine else []):
-        for step in ("check", "time"):
+        for step in ("check", "time", "check_weights", "time_weights"):
             answer = ask(step, variant)
             if answer is None:
                 continue
-            if step == "check":
+            if step.startswith("check"):
                 print(
-                    f"{name:12} {answer['cases']} cases: worst error {answer['worst']:.1e}, dense float32 "
+                    f"{name} {step}: {answer['cases']} cases, worst error {answer['worst']:.1e}, dense "
                     f"{answer['dense']:.1e}, {answer['not_repeated']} not repeated; wrong: {answer['wrong']}",
                     flush=True,
                 )
             else:
                 gemm = median(answer["gemm"])
                 figures = "  ".join(
-                    f"d {d}: {at['ms']:.3f} ms {at['tflops']:.0f} ({at['tflops'] / gemm:.0%})"
+                    f"d {d}: {at['ms']:.3f} ms {at['tflops']:.0f} ({at['tflops'] / gemm:.0%}){_product(at)}"
                     for d, at in answer["depths"].items()
                 )
-                print(f"{name:12} {figures}  gemm {gemm:.0f} TFLOP/s", flush=True)
+                print(f"{name} {step}: {figures}  gemm {gemm:.0f} TFLOP/s", flush=True)
     if worker is not None:
         worker.end()
     return None
