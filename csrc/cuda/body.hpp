@@ -38,7 +38,28 @@ struct Grid {
   int rows, columns;
   int first_row, first_column;  // of the block, in the matrix
   int run;                      // tiles along a row that one cluster does, where X stays
+
+  // What one cluster does at a time: a run, or a tile.
+  template <class S>
+  SIMMIM_EVERYWHERE int units() const {
+    return rows * (S::RESIDENT ? (columns + run - 1) / run : columns);
+  }
 };
+
+// Where X stays, runs are such that the cluster with the most tiles has as few as can be, in few runs.
+template <class S>
+Grid grid_of(Scores const& scores, int64_t row, int64_t column, int clusters) {
+  constexpr int HIGH = TILE_ROWS * S::ABOVE, WIDE = S::COLUMNS * S::BESIDE;
+  Grid grid{(scores.rows + HIGH - 1) / HIGH, (scores.columns + WIDE - 1) / WIDE, int(row), int(column), 1};
+  if (S::RESIDENT == 0) return grid;
+  auto const length = [&](int chunks) { return (grid.columns + chunks - 1) / chunks; };
+  auto const most = [&](int chunks) { return (grid.rows * chunks + clusters - 1) / clusters * length(chunks); };
+  int best = 1;
+  for (int chunks = 2; chunks <= grid.columns && chunks <= clusters; ++chunks)
+    if (most(chunks) * 50 < most(best) * 49) best = chunks;
+  grid.run = length(best);
+  return grid;
+}
 
 // The tiles of one cluster, one after the other.
 template <class S>
@@ -64,8 +85,7 @@ class Walk {
   // same columns at the same time.
   static constexpr int HEIGHT = 16;
 
-  SIMMIM_DEVICE int chunks() const { return (grid_.columns + grid_.run - 1) / grid_.run; }
-  SIMMIM_DEVICE int units() const { return grid_.rows * (S::RESIDENT ? chunks() : grid_.columns); }
+  SIMMIM_DEVICE int units() const { return grid_.template units<S>(); }
   SIMMIM_DEVICE void enter() {
     if constexpr (S::RESIDENT > 0) {
       i_ = unit_ % grid_.rows;

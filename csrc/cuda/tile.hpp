@@ -8,9 +8,11 @@
 
 #ifdef __CUDACC__
 #define SIMMIM_DEVICE __device__ __forceinline__
+#define SIMMIM_EVERYWHERE __host__ __device__ __forceinline__
 #define SIMMIM_UNROLL _Pragma("unroll")
 #else
 #define SIMMIM_DEVICE inline
+#define SIMMIM_EVERYWHERE inline
 #define SIMMIM_UNROLL
 #endif
 

@@ -75,9 +75,12 @@ static double log_sum(std::vector<double> const& v, double base = std::exp(1.)) 
   return std::log(sum) / std::log(base) + k;
 }
 static int tiles(int extent, int tile) { return (extent + tile - 1) / tile; }
-template <class S>
-Grid grid_of(Case const& p, Data const& data) {
-  return {tiles(data.high, TILE_ROWS * S::ABOVE), tiles(data.wide, S::COLUMNS * S::BESIDE), p.row, p.column, p.run};
+
+template <class S, class Epilogue>
+bool launch(Case const& p, Data const& data, typename Epilogue::Params const& params) {
+  host::Map const x{data.x.data(), p.n, p.d, p.d, S::X_PART}, y{data.y.data(), p.m, p.d, p.d, S::Y_PART};
+  Grid const grid{tiles(data.high, TILE_ROWS * S::ABOVE), tiles(data.wide, S::COLUMNS * S::BESIDE), p.row, p.column, p.run};
+  return host::launch<S, Epilogue>(x, y, grid, params, p.clusters);
 }
 
 // The largest error, relative to the sizes of terms; infinite for a deadlock.
@@ -88,7 +91,7 @@ double error_of_log_sums(Case const& p) {
   int const high = data.high, wide = data.wide, across = tiles(wide, S::COLUMNS), down = tiles(high, TILE_ROWS);
   std::vector<float> rows(across * high, NAN), columns(down * wide, NAN);  // so that what no one wrote is seen
   typename Epilogue::Params const params{data.handed(p), rows.data(), columns.data()};
-  if (!host::launch<S, Epilogue>(data.x.data(), data.y.data(), p.n, p.m, p.d, grid_of<S>(p, data), params, p.clusters)) return INFINITY;
+  if (!launch<S, Epilogue>(p, data, params)) return INFINITY;
   rows[0] += p.wrong;
 
   double worst = 0;
@@ -125,7 +128,7 @@ double error_of_weights(Case const& p, bool by_row, bool by_column) {
   for (int64_t k = 0; k < high * stride; ++k) weights[k] = 0x7fff;  // NaN
   typename Epilogue::Params const params{data.handed(p), by_row ? r.data() : nullptr, by_row ? a.data() : nullptr,
                                          by_column ? c.data() : nullptr, by_column ? b.data() : nullptr, weights, stride};
-  if (!host::launch<S, Epilogue>(data.x.data(), data.y.data(), p.n, p.m, p.d, grid_of<S>(p, data), params, p.clusters)) return INFINITY;
+  if (!launch<S, Epilogue>(p, data, params)) return INFINITY;
   double worst = 0;
   for (int i = 0; i < high; ++i)
     for (int j = 0; j < wide; ++j) {

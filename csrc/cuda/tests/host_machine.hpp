@@ -148,7 +148,7 @@ struct Barrier {  // an mbarrier
 
 struct Map {  // what a CUtensorMap describes
   uint16_t const* data;
-  int64_t rows, d;
+  int64_t rows, d, stride;
   int box;
 };
 
@@ -261,7 +261,7 @@ class Machine {
   static void land(Map const& map, uint16_t* to, int column, int row) {
     for (int r = 0; r < map.box; ++r)
       for (int c = 0; c < S::DEPTH; ++c)
-        to[swizzled(r, c)] = row + r < map.rows && column + c < map.d ? map.data[(row + r) * map.d + column + c] : 0;
+        to[swizzled(r, c)] = row + r < map.rows && column + c < map.d ? map.data[(row + r) * map.stride + column + c] : 0;
   }
 
   Blocks& blocks_;
@@ -272,9 +272,8 @@ class Machine {
 
 // All of one launch's clusters, one after the other: they share nothing but the outputs. False for a deadlock.
 template <class S, class Epilogue>
-bool launch(uint16_t const* x, uint16_t const* y, int64_t n, int64_t m, int64_t d, Grid const& grid, typename Epilogue::Params const& params, int clusters) {
+bool launch(Map const& x, Map const& y, Grid const& grid, typename Epilogue::Params const& params, int clusters) {
   using M = Machine<S, Epilogue>;
-  Map const of_x{x, n, d, S::X_PART}, of_y{y, m, d, S::Y_PART};
   Fibers fibers(THREADS * S::BLOCKS);
   for (int c = 0; c < clusters; ++c) {
     typename M::Blocks blocks;
@@ -286,7 +285,7 @@ bool launch(uint16_t const* x, uint16_t const* y, int64_t n, int64_t m, int64_t 
     Meeting everyone;
     bool const ended = fibers.run([&](int t) {
       M machine(blocks, everyone, t / THREADS, t % THREADS, c, clusters);
-      products<S, Epilogue>(machine, machine.block().shared, of_x, of_y, int((d + S::DEPTH - 1) / S::DEPTH), grid, params);
+      products<S, Epilogue>(machine, machine.block().shared, x, y, int((x.d + S::DEPTH - 1) / S::DEPTH), grid, params);
     });
     if (!ended) return false;
   }
