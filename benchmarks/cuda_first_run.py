@@ -97,7 +97,32 @@ def _address(tensor):
     return None if tensor is None else tensor.data_ptr()
 
 
-class Work:
+class Events:
+    """Times on the device. Of a class with `torch`."""
+
+    def _rate(self, call, repeats, operations):
+        milliseconds = self._milliseconds(call, repeats)
+        return {"ms": milliseconds, "tflops": operations / milliseconds / 1e9}
+
+    def _gemm(self):
+        torch = self.torch
+        a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
+        return 2 * 8192**3 / self._milliseconds(lambda: a @ b, 8) / 1e9
+
+    def _milliseconds(self, call, repeats):
+        torch = self.torch
+        for _ in range(2):
+            call()
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+        events[0].record()
+        for event in events[1:]:
+            call()
+            event.record()
+        torch.cuda.synchronize()
+        return median(a.elapsed_time(b) for a, b in itertools.pairwise(events))
+
+
+class Work(Events):
     """The steps, in the process that has the GPU."""
 
     def __init__(self, path):
@@ -269,27 +294,6 @@ class Work:
                 rates[d]["product_ms"] = self._milliseconds(product, 20)
         return {"depths": rates, "gemm": gemm}
 
-    def _rate(self, call, repeats, operations):
-        milliseconds = self._milliseconds(call, repeats)
-        return {"ms": milliseconds, "tflops": operations / milliseconds / 1e9}
-
-    def _gemm(self):
-        torch = self.torch
-        a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
-        return 2 * 8192**3 / self._milliseconds(lambda: a @ b, 8) / 1e9
-
-    def _milliseconds(self, call, repeats):
-        torch = self.torch
-        for _ in range(2):
-            call()
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-        events[0].record()
-        for event in events[1:]:
-            call()
-            event.record()
-        torch.cuda.synchronize()
-        return median(a.elapsed_time(b) for a, b in itertools.pairwise(events))
-
     def profile(self, variant):
         """A few calls alone, for a profiler to look at."""
         torch = self.torch
@@ -315,9 +319,8 @@ def _product(at):
     return f" product {at['product_ms']:.3f}" if "product_ms" in at else ""
 
 
-def serve(path):
+def serve(work):
     """Steps from standard input, a line each; answers to standard output."""
-    work = Work(path)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         step, variant = json.loads(line)
@@ -329,8 +332,7 @@ def serve(path):
 
 
 class Worker:
-    def __init__(self, path):
-        command = [sys.executable, __file__, path, "--serve"]
+    def __init__(self, command):
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.answers = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -367,7 +369,7 @@ def main():
     parser.add_argument("--profile", type=int, metavar="VARIANT", help="nothing but a few calls, for a profiler")
     arguments = parser.parse_args()
     if arguments.serve:
-        return serve(arguments.library)
+        return serve(Work(arguments.library))
     if arguments.profile is not None:
         return print(Work(arguments.library).profile(arguments.profile))
     deadline = time.monotonic() + arguments.seconds
@@ -380,7 +382,7 @@ def main():
         if left < 1 or variant in skipped:
             return None
         if worker is None:
-            worker = Worker(arguments.library)
+            worker = Worker([sys.executable, __file__, arguments.library, "--serve"])
             ready = worker.ask(None, min(START_SECONDS, left))
             if "error" in ready:
                 print("start:", ready, flush=True)
