@@ -65,44 +65,56 @@ Grid grid_of(Scores const& scores, int64_t row, int64_t column, int clusters) {
 template <class S>
 class Walk {
  public:
-  SIMMIM_DEVICE Walk(Grid const& grid, int cluster, int clusters) : grid_(grid), clusters_(clusters), unit_(cluster) { enter(); }
+  SIMMIM_DEVICE Walk(Grid const& grid, int cluster, int clusters) : grid_(grid), clusters_(clusters), unit_(cluster), within_(cluster) { enter(); }
 
   SIMMIM_DEVICE bool valid() const { return unit_ < units(); }
-  SIMMIM_DEVICE bool more() const { return j_ + 1 < end_ || unit_ + clusters_ < units(); }
+  SIMMIM_DEVICE bool more() const { return done_ + 1 < length_ || unit_ + clusters_ < units(); }
   SIMMIM_DEVICE void next() {
-    if (++j_ < end_) return;
+    if (++done_ < length_) {
+      if (++j_ == end_) j_ = end_ - length_;
+      return;
+    }
     unit_ += clusters_;
+    within_ += clusters_;
     enter();
   }
   SIMMIM_DEVICE int row() const { return i_; }
   SIMMIM_DEVICE int column() const { return j_; }
   // Within a run, which without one is a single tile.
-  SIMMIM_DEVICE bool first() const { return j_ == begin_; }
-  SIMMIM_DEVICE int left() const { return end_ - j_ - 1; }
+  SIMMIM_DEVICE bool first() const { return done_ == 0; }
+  SIMMIM_DEVICE int left() const { return length_ - done_ - 1; }
 
  private:
-  // A band of HEIGHT rows of single tiles at a time, so that what is loaded again is still in the L2 cache. Runs read the
-  // same columns at the same time.
-  static constexpr int HEIGHT = 16;
+  // A band of HEIGHT rows of single tiles at a time, so that what is loaded again is still in the L2 cache. Of runs, every
+  // TOGETHER read the same columns at the same time, and their neighbours those AHEAD: all at once would be in each
+  // other's way there.
+  static constexpr int HEIGHT = 16, TOGETHER = 8, AHEAD = 2;
 
   SIMMIM_DEVICE int units() const { return grid_.template units<S>(); }
   SIMMIM_DEVICE void enter() {
+    done_ = 0;
     if constexpr (S::RESIDENT > 0) {
       i_ = unit_ % grid_.rows;
-      begin_ = unit_ / grid_.rows * grid_.run;
-      end_ = begin_ + grid_.run < grid_.columns ? begin_ + grid_.run : grid_.columns;
+      int const begin = unit_ / grid_.rows * grid_.run;
+      end_ = begin + grid_.run < grid_.columns ? begin + grid_.run : grid_.columns;
+      length_ = end_ - begin;
+      j_ = begin + i_ / TOGETHER * AHEAD % (length_ > 0 ? length_ : 1);
     } else {
-      int const band = unit_ / (HEIGHT * grid_.columns), within = unit_ % (HEIGHT * grid_.columns);
-      int const rest = grid_.rows - band * HEIGHT, height = rest < HEIGHT ? rest : HEIGHT;
-      i_ = band * HEIGHT + within % height;
-      begin_ = within / height;
-      end_ = begin_ + 1;
+      while (within_ >= HEIGHT * grid_.columns && band_ + HEIGHT < grid_.rows) {
+        within_ -= HEIGHT * grid_.columns;
+        band_ += HEIGHT;
+      }
+      int const height = grid_.rows - band_;
+      i_ = band_ + (height < HEIGHT ? within_ % height : within_ % HEIGHT);
+      j_ = height < HEIGHT ? within_ / height : within_ / HEIGHT;
+      end_ = j_ + 1;
+      length_ = 1;
     }
-    j_ = begin_;
   }
 
   Grid const& grid_;
-  int clusters_, unit_, i_ = 0, j_ = 0, begin_ = 0, end_ = 0;
+  int clusters_, unit_, within_, band_ = 0;
+  int i_ = 0, j_ = 0, end_ = 0, length_ = 1, done_ = 0;
 };
 
 template <int STAGES>
@@ -159,6 +171,7 @@ template <class S, class Epilogue, class Machine, class Storage>
 SIMMIM_DEVICE void consume(Machine& machine, Storage& shared, int steps, Grid const& grid, typename Epilogue::Params const& params) {
   int const mine = machine.group() - 1;
   int const above = machine.rank() % S::ABOVE, beside = machine.rank() / S::ABOVE;
+  typename Epilogue::template Of<Machine> epilogue(machine, params, shared.epilogue[mine]);
   Place<S::STAGES> at;
   uint32_t x_phase = 0;
   Walk<S> walk(grid, machine.cluster(), machine.clusters());
@@ -180,6 +193,7 @@ SIMMIM_DEVICE void consume(Machine& machine, Storage& shared, int steps, Grid co
         }
       }
       if (walk.more()) machine.give_turn(1 - mine);
+      epilogue.settle();
       machine.template await_products<0>(acc);
       machine.template release<S>(shared.empty[read.stage]);
       if (S::RESIDENT && walk.left() < CONSUMERS) machine.release_own(shared.x_empty);  // this group's last tile of the run
@@ -187,13 +201,15 @@ SIMMIM_DEVICE void consume(Machine& machine, Storage& shared, int steps, Grid co
       int const i = walk.row() * S::ABOVE + above, j = walk.column() * S::BESIDE + beside;
       // The last clusters may reach beyond the matrix.
       if (i * TILE_ROWS < params.scores.rows && j * S::COLUMNS < params.scores.columns)
-        Epilogue::tile(machine, params, shared.epilogue[mine], acc, i, j);
+        epilogue.tile(acc, i, j);
     } else {
       at.advance(steps);
       if (S::RESIDENT && walk.first() && walk.left() == 0) machine.release_own(shared.x_empty);  // it has no tile of this run
     }
     if (walk.left() == 0) x_phase ^= 1;
   }
+  machine.sync();
+  epilogue.settle();
 }
 
 template <class S, class Epilogue, class Machine, class Storage, class Map>

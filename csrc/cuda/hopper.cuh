@@ -153,6 +153,11 @@ struct Hopper {
   SIMMIM_DEVICE void sync_warp() { __syncwarp(); }
   template <class T>
   SIMMIM_DEVICE T shuffle_xor(T v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
+  // Of a warp, NaN before all else. By integers, which are in the order of the floats that they are made from.
+  SIMMIM_DEVICE float largest(float v) {
+    auto const ordered = [](int bits) { return bits ^ (bits >> 31 & 0x7fffffff); };
+    return __int_as_float(ordered(__reduce_max_sync(~0u, ordered(__float_as_int(v)))));
+  }
   SIMMIM_DEVICE uint32_t bfloat16_pair(float low, float high) {
     uint32_t pair;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));

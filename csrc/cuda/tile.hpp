@@ -1,7 +1,7 @@
 // One tile of scores as the 128 threads of a warpgroup hold it, in registers, and what they do with it together.
 //
 // The same source runs on the device and, for tests, on the host (tests/host_machine.hpp). `Group` is the warpgroup:
-// thread(), lane(), shuffle_xor(), all(), sync_warp(), sync() and bfloat16_pair().
+// thread(), lane(), shuffle_xor(), largest(), all(), sync_warp(), sync() and bfloat16_pair().
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -109,12 +109,11 @@ SIMMIM_DEVICE bool joint_columns(Group& group, Scores const& p, int i0, int j0, 
   return !group.all(!any);
 }
 
-// Makes base 2 scores of the products where something else than the scale is to be done, with -inf for pairs that are left
+// `scale` is in base 2. Makes base 2 scores of the products where something else than the scale is to be done, with -inf for pairs that are left
 // out or outside of the block. Returns the factor that is still to be applied.
 template <int COLUMNS, class Group>
-SIMMIM_DEVICE float prepare(Group& group, Scores const& p, Accumulators<COLUMNS>& acc, int i0, int j0) {
+SIMMIM_DEVICE float prepare(Group& group, Scores const& p, float scale, Accumulators<COLUMNS>& acc, int i0, int j0) {
   using A = Accumulators<COLUMNS>;
-  float const scale = *p.scale * LOG2_E;
   bool const ragged = i0 + TILE_ROWS > p.rows || j0 + COLUMNS > p.columns;
   int const ahead = p.first_row + i0 - (p.first_column + j0);  // of the diagonal
   bool meets_joint = p.leaves_out && (p.positives || (ahead < COLUMNS && ahead > -TILE_ROWS));

@@ -28,10 +28,28 @@ struct Weights {
   // References this near each other, in base 2, share an exponential: their factors stay far within float32's range.
   static constexpr float SPREAD = 60.f;
 
+  // What a warpgroup does with its tiles.
   template <class Group>
-  SIMMIM_DEVICE static void tile(Group& group, Params const& p, Shared& shared, A& acc, int ti, int tj) {
+  class Of {
+   public:
+    SIMMIM_DEVICE Of(Group& group, Params const& params, Shared& shared)
+        : group_(group), p_(params), shared_(shared), scale_(*params.scores.scale * LOG2_E) {}
+
+    SIMMIM_DEVICE void tile(A& acc, int ti, int tj) { write(group_, p_, shared_, scale_, acc, ti, tj); }
+    SIMMIM_DEVICE void settle() {}
+
+   private:
+    Group& group_;
+    Params const& p_;
+    Shared& shared_;
+    float scale_;
+  };
+
+ private:
+  template <class Group>
+  SIMMIM_DEVICE static void write(Group& group, Params const& p, Shared& shared, float scale, A& acc, int ti, int tj) {
     int const i0 = ti * TILE_ROWS, j0 = tj * COLUMNS;
-    float const factor = prepare(group, p.scores, acc, i0, j0);
+    float const factor = prepare(group, p.scores, scale, acc, i0, j0);
     if (reference_factors(group, p, shared, i0, j0)) {
       // The rows' and columns' common reference is in their factors.
       float const reference = shared.row_reference[0];
@@ -63,7 +81,6 @@ struct Weights {
     }
   }
 
- private:
   // In base 2. +inf where there is nothing to weigh: past the end, without a side, or of an empty row, whose sum is 0.
   SIMMIM_DEVICE static float reference_of(float const* references, int at, int size) {
     if (!references || at >= size) return INFINITY;

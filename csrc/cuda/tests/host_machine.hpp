@@ -219,6 +219,10 @@ class Machine {
     return count == WARP;
   }
 
+  float largest(float v) {
+    for (int stride = WARP / 2; stride > 0; stride /= 2) v = fmaxf(v, shuffle_xor(v, stride));
+    return v;
+  }
   uint32_t bfloat16_pair(float low, float high) { return bfloat16_of(low) | uint32_t(bfloat16_of(high)) << 16; }
 
   template <class Shape>
