@@ -294,6 +294,14 @@ class Work(Events):
                 rates[d]["product_ms"] = self._milliseconds(product, 20)
         return {"depths": rates, "gemm": gemm}
 
+    def small(self):
+        """Every variant once, on little, for a checker of memory to look at."""
+        case = Case(300, 520, 72, spread=1.0, joint="positives")
+        return {
+            name: [errors(variant, case)[0] for errors in (self._log_sums_of, self._weights_of)]
+            for variant, name in enumerate(self.library.variants)
+        }
+
     def profile(self, variant):
         """A few calls alone, for a profiler to look at."""
         torch = self.torch
@@ -367,9 +375,12 @@ def main():
     parser.add_argument("--seconds", type=float, default=55)
     parser.add_argument("--serve", action="store_true")
     parser.add_argument("--profile", type=int, metavar="VARIANT", help="nothing but a few calls, for a profiler")
+    parser.add_argument("--small", action="store_true", help="nothing but every variant once, for a checker of memory")
     arguments = parser.parse_args()
     if arguments.serve:
         return serve(Work(arguments.library))
+    if arguments.small:
+        return print(Work(arguments.library).small())
     if arguments.profile is not None:
         return print(Work(arguments.library).profile(arguments.profile))
     deadline = time.monotonic() + arguments.seconds

@@ -20,18 +20,12 @@ struct HopperBarrier {
   }
   SIMMIM_DEVICE void wait(uint32_t parity) {
     uint32_t done;
-#ifdef SIMMIM_CUDA_PATIENCE
-    uint64_t tries = 0;
-#endif
     do {
       asm volatile(
           "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
           : "=r"(done)
           : "r"(shared_address(this)), "r"(parity)
           : "memory");
-#ifdef SIMMIM_CUDA_PATIENCE
-      if (++tries > SIMMIM_CUDA_PATIENCE) __trap();
-#endif
     } while (!done);
   }
   // At this barrier of another block of the cluster. Says that asynchronous reads have ended, which were awaited: no

@@ -76,14 +76,11 @@ constexpr Variant variant(char const* name) {
 }
 constexpr Variant VARIANTS[] = {
     variant<6, 2, 1>("2x1"),
-    variant<4, 2, 1>("2x1, 4 stages"),
-    variant<6, 1, 1>("1x1"),
     variant<6, 1, 2>("1x2"),
-    variant<6, 2, 2>("2x2"),
-    variant<6, 4, 1>("4x1"),
-    variant<5, 2, 1, 8>("2x1, X stays"),
-    variant<5, 1, 1, 8>("1x1, X stays"),
-    variant<8, 1, 1, 4>("1x1, X of 256 stays"),
+    variant<5, 2, 1, 8>("2x1 X stays"),
+    variant<8, 2, 1, 4>("2x1 X256 stays"),
+    variant<5, 1, 1, 8>("1x1 X stays"),
+    variant<6, 1, 1>("1x1"),
 };
 constexpr int VARIANT_COUNT = sizeof VARIANTS / sizeof *VARIANTS;
 
