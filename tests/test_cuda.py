@@ -129,9 +129,9 @@ def test_a_planted_error_is_seen(on_host, monkeypatch):
         check_statistic(sk, Case(20, 30, 8, torch.bfloat16), "logsumexp", 1, "cuda")
 
 
-@pytest.mark.parametrize("variant", range(6))
+@pytest.mark.parametrize("variant", range(3))
 def test_every_variant(on_host, host_library, monkeypatch, variant):
-    assert len(host_library.simmim_cuda_variants().split(b";")) == 6
+    assert len(host_library.simmim_cuda_variants().split(b";")) == 3
 
     class Chosen(library.ProblemStruct):
         def __init__(self, *fields):
@@ -213,7 +213,7 @@ def test_the_library_compiles_without_spills(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", result.stderr)
-    assert len(found) == 13
+    assert len(found) == 10
     assert set(itertools.chain(*found)) == {"0"}, result.stderr
     built = ctypes.CDLL(str(output))
     assert built.simmim_cuda_interface() == library._INTERFACE

@@ -1,10 +1,10 @@
-// The forward's end of a tile: the log2 of the sums of 2^s of its rows and of its columns, one number each.
+// The forward's end of a tile: the log2 of the sums of 2^s of its rows and, BY_COLUMN, of its columns, one number each.
 #pragma once
 #include "tile.hpp"
 
 namespace simmim {
 
-template <int COLUMNS>
+template <int COLUMNS, bool BY_COLUMN = true>
 struct LogSumExps {
   using A = Accumulators<COLUMNS>;
   static constexpr int R = A::R, C = A::C, KEPT = C / 8;
@@ -12,7 +12,7 @@ struct LogSumExps {
   struct Params {
     Scores scores;
     float* row_parts;  // (tiles in a row of the block, scores.rows)
-    float* col_parts;  // (tiles in a column of the block, scores.columns)
+    float* col_parts;  // (tiles in a column of the block, scores.columns), if BY_COLUMN
   };
   struct Shared {
     float columns[2][WARPS][COLUMNS];  // of the last tile, and of the one before
@@ -41,7 +41,7 @@ struct LogSumExps {
     return finite(group.largest(k * factor));
   }
 
-  // Every row and column relative to its own largest score, at two exponentials a score. `columns` is this warp's.
+  // Every row and column relative to its own largest score, at an exponential a score for each. `columns` is this warp's.
   template <class Group>
   SIMMIM_DEVICE static int separately(Group& group, A& acc, float factor, float* columns, float (&by_row)[R], float (&by_column)[C]) {
     if (factor != 1.f) {
@@ -60,6 +60,7 @@ struct LogSumExps {
       for (int c = 0; c < C; ++c) sum += exp2_of(acc.at(r, c) - k);
       by_row[r] = log2_of(over_quad(group, sum, Add{})) + k;
     }
+    if constexpr (!BY_COLUMN) return 0;
     SIMMIM_UNROLL
     for (int c = 0; c < C; ++c) {
       by_column[c] = acc.at(0, c);
@@ -110,10 +111,11 @@ struct LogSumExps {
           for (int r = 0; r < R; ++r) {
             float const v = e[c / AT_ONCE % 2][k][r];
             by_row[r] = c + k == 0 ? v : by_row[r] + v;
-            by_column[c + k] = r == 0 ? v : by_column[c + k] + v;
+            if constexpr (BY_COLUMN) by_column[c + k] = r == 0 ? v : by_column[c + k] + v;
           }
       }
-      int first = scatter_over_rows(group_, by_column, Add{});
+      int first = 0;
+      if constexpr (BY_COLUMN) first = scatter_over_rows(group_, by_column, Add{});
       bool sound = true;  // NaN is not
       SIMMIM_UNROLL
       for (int r = 0; r < R; ++r) {
@@ -121,7 +123,7 @@ struct LogSumExps {
         sound = sound && by_row[r] >= ENOUGH && by_row[r] < INFINITY;
       }
       SIMMIM_UNROLL
-      for (int c = 0; c < KEPT; ++c) sound = sound && by_column[c] >= ENOUGH && by_column[c] < INFINITY;
+      for (int c = 0; c < KEPT && BY_COLUMN; ++c) sound = sound && by_column[c] >= ENOUGH && by_column[c] < INFINITY;
 
       turn_ = 1 - turn_;
       float* const columns = shared_.columns[turn_][group_.thread() / WARP];
@@ -129,7 +131,7 @@ struct LogSumExps {
         SIMMIM_UNROLL
         for (int r = 0; r < R; ++r) by_row[r] = log2_of(by_row[r]) + reference;
         SIMMIM_UNROLL
-        for (int c = 0; c < KEPT; ++c) by_column[c] = log2_of(by_column[c]) + reference;
+        for (int c = 0; c < KEPT && BY_COLUMN; ++c) by_column[c] = log2_of(by_column[c]) + reference;
       } else {
         first = separately(group_, acc, factor, columns, by_row, by_column);
       }
@@ -139,6 +141,7 @@ struct LogSumExps {
         int const i = i0 + A::row(group_.thread(), r);
         if (group_.lane() % QUAD == 0 && i < p_.scores.rows) p_.row_parts[int64_t(tj) * p_.scores.rows + i] = by_row[r];
       }
+      if constexpr (!BY_COLUMN) return;
       // A warp has a quarter of every column.
       SIMMIM_UNROLL
       for (int c = 0; c < KEPT; ++c) columns[A::column(group_.thread(), first + c)] = by_column[c];

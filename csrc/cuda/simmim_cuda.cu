@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "hopper.cuh"
 #include "merge.hpp"
@@ -38,10 +39,15 @@ class OnDevice {
 
 // (rows, d), loaded in boxes of `box` rows of 128 bytes, swizzled. What lies outside reads as zero.
 Status describe(CUtensorMap* map, void const* base, int64_t rows, int64_t d, int64_t stride, int box) {
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult found;
-  SIMMIM_TRY(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found));
-  if (found != cudaDriverEntryPointSuccess) return check(cudaErrorNotSupported, "the driver has no cuTensorMapEncodeTiled");
+  // Of the driver, and so one for all devices.
+  static std::atomic<void*> known{nullptr};
+  void* entry = known.load(std::memory_order_relaxed);
+  if (!entry) {
+    cudaDriverEntryPointQueryResult found;
+    SIMMIM_TRY(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found));
+    if (found != cudaDriverEntryPointSuccess) return check(cudaErrorNotSupported, "the driver has no cuTensorMapEncodeTiled");
+    known.store(entry, std::memory_order_relaxed);
+  }
   cuuint64_t const sizes[] = {cuuint64_t(d), cuuint64_t(rows)}, strides[] = {cuuint64_t(stride) * 2};
   cuuint32_t const boxes[] = {64, cuuint32_t(box)}, steps[] = {1, 1};
   CUresult const result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(
@@ -83,11 +89,18 @@ class Launcher {
     steps_ = int((p.d + S::DEPTH - 1) / S::DEPTH);
     if (Status status = describe(&x_, p.x, p.n, p.d, p.x_row, S::X_PART)) return status;
     if (Status status = describe(&y_, p.y, p.m, p.d, p.y_row, S::Y_PART)) return status;
+    // Asked for once: it takes longer than a small problem.
+    static std::atomic<int> known[DEVICES];
+    bool const counted = p.device >= 0 && p.device < DEVICES;
+    if (counted) clusters_ = known[p.device].load(std::memory_order_relaxed);
+    if (clusters_ > 0) return {};
     SIMMIM_TRY(cudaFuncSetAttribute(kernel<S, Epilogue>, cudaFuncAttributeMaxDynamicSharedMemorySize, MEMORY));
     cudaLaunchAttribute cluster;
     cudaLaunchConfig_t const config = configuration(S::BLOCKS, &cluster);
     SIMMIM_TRY(cudaOccupancyMaxActiveClusters(&clusters_, kernel<S, Epilogue>, &config));
-    return clusters_ > 0 ? Status{} : refuse("the device has no room for a cluster of the kernel's blocks");
+    if (clusters_ <= 0) return refuse("the device has no room for a cluster of the kernel's blocks");
+    if (counted) known[p.device].store(clusters_, std::memory_order_relaxed);
+    return {};
   }
 
   Status launch(int64_t row, int64_t column, typename Epilogue::Params const& params) const {
@@ -107,7 +120,7 @@ class Launcher {
   }
 
  private:
-  static constexpr int MEMORY = sizeof(Storage<S, Epilogue, HopperBarrier>);
+  static constexpr int DEVICES = 64, MEMORY = sizeof(Storage<S, Epilogue, HopperBarrier>);
   static_assert(MEMORY <= 227 * 1024);
 
   cudaLaunchConfig_t configuration(int blocks, cudaLaunchAttribute* cluster) const {

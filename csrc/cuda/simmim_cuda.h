@@ -3,9 +3,9 @@
  *
  *     s_ij = scale <x_i, y_j> + row_bias_i + col_bias_j
  *
- * Pointers are to the device's memory. A call only queues work on the stream, and keeps nothing. Every function that
- * returns int returns 0, or a cudaError_t, or a negative number for what is not CUDA's to refuse; simmim_cuda_message then
- * says what happened, to the thread whose call it was. */
+ * Pointers are to the device's memory. A call only queues work on the stream, and keeps nothing but what it asked of the
+ * device. Every function that returns int returns 0, or a cudaError_t, or a negative number for what is not CUDA's to
+ * refuse; simmim_cuda_message then says what happened, to the thread whose call it was. */
 #ifndef SIMMIM_CUDA_H
 #define SIMMIM_CUDA_H
 

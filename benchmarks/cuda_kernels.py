@@ -1,6 +1,6 @@
-"""The first run of the CUDA library on a GPU: is it right, and how fast is each variant of its kernel?
+"""The CUDA library alone on a GPU: is it right, and how fast is each variant of its kernels?
 
-    python benchmarks/cuda_first_run.py LIBRARY.so RESULTS.json [--seconds 55]
+    python benchmarks/cuda_kernels.py LIBRARY.so RESULTS.json [--seconds 55]
 
 Needs PyTorch and the library alone. The work is done in a process of its own, a step at a time: one that takes too long
 or crashes is recorded, its variant is left alone, and the rest goes on in a new process. Rates count 2 N M d
@@ -373,6 +373,7 @@ def main():
     parser.add_argument("library")
     parser.add_argument("results", nargs="?")
     parser.add_argument("--seconds", type=float, default=55)
+    parser.add_argument("--steps", default="check,time,check_weights,time_weights")
     parser.add_argument("--serve", action="store_true")
     parser.add_argument("--profile", type=int, metavar="VARIANT", help="nothing but a few calls, for a profiler")
     parser.add_argument("--small", action="store_true", help="nothing but every variant once, for a checker of memory")
@@ -416,7 +417,7 @@ def main():
     skipped.discard(None)
     print(machine, flush=True)
     for variant, name in enumerate(machine["variants"] if machine else []):
-        for step in ("check", "time", "check_weights", "time_weights"):
+        for step in arguments.steps.split(","):
             answer = ask(step, variant)
             if answer is None:
                 continue

@@ -1,8 +1,8 @@
 """The backend `cuda` on a GPU: values and gradients against float64, and the times of whole losses.
 
-    python benchmarks/cuda_backend_run.py RESULTS.json [--seconds 55]
+    python benchmarks/cuda_backend.py RESULTS.json [--seconds 65]
 
-Needs the package importable, with its library built. Steps are watched as those of cuda_first_run.py are.
+Needs the package importable, with its library built. Steps are watched as those of cuda_kernels.py are.
 """
 
 import argparse
@@ -10,11 +10,15 @@ import json
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cuda_first_run import TIMED, TIMED_DEPTHS, Events, Worker, serve
+from cuda_kernels import TIMED, TIMED_DEPTHS, Events, Worker, serve
 
-N_DENSE = 8192
+SMALL = ((256, 64), (256, 512), (1024, 512), (4096, 512))
+
+
+SIDES = {"both": slice(0, 2), "rows": slice(0, 1), "columns": slice(1, 2)}
 
 
 class Work(Events):
@@ -32,33 +36,39 @@ class Work(Events):
         return {"device": self.torch.cuda.get_device_name(), "backends": self.sk.backends()}
 
     def check(self, _):
-        """Each error beside that of dense PyTorch in bfloat16, whose scores alone are float32."""
-        torch = self.torch
-        options = [
+        """Ragged shapes and every option, beside dense PyTorch in bfloat16, of which the scores alone are float32."""
+        options = (
             {},
             {"biases": True},
             {"joint": "left_out"},
             {"joint": "left_out", "positives": True, "biases": True},
             {"strided": True},
-        ]
-        cases = [
-            (n, m, d, option)
-            for n, m, d in ((300, 520, 72), (129, 130, 9), (1, 300, 8), (520, 4097, 512))
-            for option in options
-        ]
-        cases += [(20000, 17000, 64, {"biases": True}), (12000, 17000, 256, {"joint": "left_out"})]
+            {"sides": "rows"},
+            {"sides": "columns", "joint": "left_out"},
+            {"mirrored": True, "joint": "left_out"},
+        )
+        sizes = ((300, 520, 72), (129, 130, 9), (1, 300, 8), (127, 4097, 512), (520, 1000, 768), (2049, 2049, 104))
+        return self._worst([(*size, option) for size in sizes for option in options])
+
+    def check_large(self, _):
+        """Several blocks of the forward and of the backward."""
+        both = {"joint": "left_out", "biases": True}
+        return self._worst([(20000, 17000, 64, {"biases": True}), (12000, 17000, 256, both), (9000, 9000, 768, both)])
+
+    def _worst(self, cases):
         worst, wrong = {}, []
         for n, m, d, option in cases:
-            if n > m and option.get("joint"):
-                continue
+            m = n if option.get("mirrored") else m
             for name, (error, allowed) in self._errors(n, m, d, **option).items():
                 worst[name] = max(worst.get(name, 0.0), error)
                 if not error <= allowed:
                     wrong.append([n, m, d, option, name, error, allowed])
-        torch.cuda.synchronize()
+        self.torch.cuda.synchronize()
         return {"cases": len(cases), "worst": worst, "wrong": wrong[:12]}
 
-    def _errors(self, n, m, d, biases=False, joint="counted", positives=False, strided=False):
+    def _errors(
+        self, n, m, d, biases=False, joint="counted", positives=False, strided=False, sides="both", mirrored=False
+    ):
         torch = self.torch
         generator = torch.Generator("cuda").manual_seed(n + m + d)
 
@@ -71,12 +81,18 @@ class Work(Events):
             tensors["y"] = tensors["y"].T.contiguous().T
         if biases:
             tensors |= {"row_bias": normal(n), "col_bias": normal(m)}
+        if mirrored:
+            del tensors["y"]
         tensors["scale"] = torch.tensor(0.7, device="cuda")
         column = torch.randint(m, (n,), device="cuda", generator=generator) if positives else None
         weights = [torch.linspace(0.5, 1.5, extent, device="cuda") for extent in (n, m)]
 
         def outcome(sums, leaves):
-            total = sum((value * weight.to(value.dtype)).sum() for value, weight in zip(sums, weights, strict=True))
+            sums = sums[SIDES[sides]]
+            total = sum(
+                (value * weight.to(value.dtype)).sum()
+                for value, weight in zip(sums, weights[SIDES[sides]], strict=True)
+            )
             found = torch.autograd.grad(total, list(leaves.values()))
             return [value.detach() for value in sums] + list(found)
 
@@ -86,15 +102,18 @@ class Work(Events):
         def ours():
             leaves = leaves_in(None)
             s = self.sk.PairwiseScores(
-                leaves["x"], leaves["y"], scale=leaves["scale"], positives=column,
+                leaves["x"], leaves.get("y", leaves["x"]), scale=leaves["scale"], positives=column,
                 row_bias=leaves.get("row_bias"), col_bias=leaves.get("col_bias"),
             )  # fmt: skip
             s = s.marginal if joint == "left_out" else s
-            return outcome(s.logsumexps(backend="cuda"), leaves)
+            if sides == "both":
+                return outcome(s.logsumexps(backend="cuda"), leaves)
+            one = s.logsumexp(1 if sides == "rows" else 0, backend="cuda")
+            return outcome((one, one), leaves)
 
         def dense(dtype):
             leaves = leaves_in(dtype)
-            s = leaves["scale"] * (leaves["x"] @ leaves["y"].T)
+            s = leaves["scale"] * (leaves["x"] @ leaves.get("y", leaves["x"]).T)
             if biases:
                 s = s + leaves["row_bias"][:, None] + leaves["col_bias"]
             if joint == "left_out":
@@ -106,15 +125,14 @@ class Work(Events):
         got, again, truth = ours(), ours(), dense(torch.float64)
         low = dense(torch.bfloat16) if n * m < 2**27 else None
         found = {}
-        for at, name in enumerate(["rows", "columns", *tensors]):
-            size = truth[at].abs().max().clamp(min=1e-30)
-            error = ((got[at].double() - truth[at]).abs().max() / size).item()
+        for at, name in enumerate([*("rows", "columns")[SIDES[sides]], *tensors]):
+            error = _error(got[at], truth[at])
             if name in ("rows", "columns"):
                 allowed = 1e-5
             else:
-                of_dense = 4e-3 if low is None else ((low[at].double() - truth[at]).abs().max() / size).item()
+                of_dense = 4e-3 if low is None else _error(low[at], truth[at])
                 allowed = 2 * of_dense + 2.0**-7
-            found[name] = (error if error == error else float("inf"), allowed)
+            found[name] = (error, allowed)
             if not torch.equal(got[at], again[at]):
                 found[f"{name} not repeated"] = (1.0, 0.0)
         return found
@@ -154,14 +172,14 @@ class Work(Events):
             gemm.append(self._gemm())
         return {"depths": rates, "gemm": gemm}
 
-    def dense(self, _):
-        """Small enough for dense PyTorch: CLIP's loss at N = 8192 beside it, and beside the backend tiled."""
+    def small(self, _):
+        """CLIP's loss, forward and backward, beside dense PyTorch's and the backend tiled: with the host's time."""
         torch, found = self.torch, {}
-        for d in (64, 512):
-            x, y = (torch.nn.functional.normalize(torch.randn(N_DENSE, d, device="cuda")).bfloat16() for _ in range(2))
+        for n, d in SMALL:
+            x, y = (torch.nn.functional.normalize(torch.randn(n, d, device="cuda")).bfloat16() for _ in range(2))
             x.requires_grad_(), y.requires_grad_()
             scale = torch.tensor(14.3, device="cuda", requires_grad=True)
-            labels = torch.arange(N_DENSE, device="cuda")
+            labels = torch.arange(n, device="cuda")
 
             def by_formula(x=x, y=y, scale=scale, labels=labels):
                 s = scale.bfloat16() * x @ y.T
@@ -172,25 +190,42 @@ class Work(Events):
                 with self.sk.use_backend(backend):
                     return self.sk.clip_loss(x, y, scale)
 
-            ways = {"dense": by_formula, "cuda": lambda: by("cuda"), "tiled": lambda: by("tiled")}
-            found[d] = {
-                name: self._milliseconds(lambda way=way, leaves=(x, y, scale): torch.autograd.grad(way(), leaves), 10)
+            ways = {"dense": by_formula, "cuda": lambda by=by: by("cuda"), "tiled": lambda by=by: by("tiled")}
+            found[f"{n} x {d}"] = {
+                name: self._host_milliseconds(lambda way=way, leaves=(x, y, scale): torch.autograd.grad(way(), leaves))
                 for name, way in ways.items()
             }
         return found
+
+    def _host_milliseconds(self, call):
+        """By the clock, each call to its end: the host's time, and what of the device's is longer."""
+        taken = []
+        for _ in range(13):
+            began = time.perf_counter()
+            call()
+            self.torch.cuda.synchronize()
+            taken.append(1e3 * (time.perf_counter() - began))
+        return median(taken[3:])
+
+
+def _error(got, want):
+    """The largest, relative to the largest finite entry; infinite where an entry that is not finite differs."""
+    size = want.nan_to_num(0, 0, 0).abs().max().clamp(min=1e-30)
+    error = ((got.double() - want).abs() / size).where(got != want, 0.0).max().item()
+    return error if error == error else float("inf")
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("results")
-    parser.add_argument("--seconds", type=float, default=55)
+    parser.add_argument("--seconds", type=float, default=65)
     parser.add_argument("--serve", action="store_true")
     arguments = parser.parse_args()
     if arguments.serve:
         return serve(Work(None))
     deadline = time.monotonic() + arguments.seconds
     results, worker = [], None
-    for step in ("machine", "check", "time", "dense"):
+    for step in ("machine", "check", "check_large", "time", "small"):
         left = deadline - time.monotonic()
         if left < 2:
             break
@@ -208,7 +243,7 @@ def main():
             worker.end()
             worker = None
         elif step == "time":
-            gemm = sorted(answer["gemm"])[len(answer["gemm"]) // 2]
+            gemm = median(answer["gemm"])
             for d, at in answer["depths"].items():
                 figures = (
                     f"{name} {at[name]['ms']:.2f} ms {at[name]['tflops'] / gemm:.0%}" for name in ("forward", "step")
