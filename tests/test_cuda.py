@@ -217,3 +217,8 @@ def test_the_library_compiles_without_spills(tmp_path):
     assert set(itertools.chain(*found)) == {"0"}, result.stderr
     built = ctypes.CDLL(str(output))
     assert built.simmim_cuda_interface() == library._INTERFACE
+    # Each of the 9 has the matrix instructions that were meant, 2 x 64 rows in 4 steps, and the copy engine's loads.
+    disassembler = Path(pytest.importorskip("triton").__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    listing = subprocess.run([str(disassembler), "-sass", str(output)], capture_output=True, text=True, check=True)
+    assert listing.stdout.count("HGMMA.64x128x16.F32.BF16") == 9 * 8
+    assert listing.stdout.count("UTMALDG.2D") >= 9 * 2
