@@ -8,7 +8,7 @@ import torch
 from truth import Case, assert_close, gradients, run
 
 import simmim_kernels as sk
-from simmim_kernels.backends import BACKENDS, native, reference, tiled, triton
+from simmim_kernels.backends import BACKENDS, cuda, native, reference, tiled, triton
 from simmim_kernels.backends.native.library import why_not
 
 X = torch.randn(5, 3)
@@ -44,8 +44,9 @@ def spy(monkeypatch):
 
 def test_table():
     found = sk.backends()
-    assert list(found) == ["triton", "native", "tiled", "reference"]
+    assert list(found) == ["cuda", "triton", "native", "tiled", "reference"]
     assert found.pop("native") == (why_not() or "available")
+    assert found.pop("cuda") == (cuda.unavailable() or "available")
     assert set(found.values()) == {"available"}
 
 
@@ -118,7 +119,9 @@ def test_one_asked_for_by_name_that_cannot_run_raises_with_the_reason(monkeypatc
 
 def test_unknown_names_raise(monkeypatch):
     with (
-        pytest.raises(ValueError, match="use_backend must name one of triton, native, tiled, reference; got 'no-such'"),
+        pytest.raises(
+            ValueError, match="use_backend must name one of cuda, triton, native, tiled, reference; got 'no-such'"
+        ),
         sk.use_backend("no-such"),
     ):
         pass
@@ -130,10 +133,10 @@ def test_unknown_names_raise(monkeypatch):
 
 
 def test_no_backend_at_all(monkeypatch):
-    for module in (triton, native, tiled, reference):
+    for module in (cuda, triton, native, tiled, reference):
         monkeypatch.setattr(module, "supports", lambda problem: "not today")
     with pytest.raises(
         RuntimeError,
-        match=r"no backend can run this: triton: .*; native: .*; tiled: not today; reference: not today",
+        match=r"no backend can run this: cuda: .*; triton: .*; native: .*; tiled: not today; reference: not today",
     ):
         sk.DotCritic()(X, X).logsumexp(1)

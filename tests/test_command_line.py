@@ -85,8 +85,9 @@ def test_a_backend_of_the_environment_is_checked_like_an_argument(monkeypatch, c
     with pytest.raises(SystemExit) as stopped:
         main(["estimate", "x.npy", "y.npy"])
     assert stopped.value.code == 2
-    assert "--backend: must be one of triton, native, tiled, reference; got 'abacus' from SIMMIM_KERNELS_BACKEND\n" in (
-        capsys.readouterr().err
+    assert (
+        "--backend: must be one of cuda, triton, native, tiled, reference; got 'abacus' from SIMMIM_KERNELS_BACKEND\n"
+        in (capsys.readouterr().err)
     )
 
 
@@ -388,7 +389,7 @@ def test_info_says_why_the_fastest_is_not_what_runs(capsys, monkeypatch):
         ("tiled", "native would be the fastest, but calls run on tiled: SIMMIM_KERNELS_BACKEND=tiled"),
         (
             "abacus",
-            "native, but nothing runs: SIMMIM_KERNELS_BACKEND must name one of triton, native, tiled, reference; got",
+            "native, but nothing runs: SIMMIM_KERNELS_BACKEND must name one of cuda, triton, native, tiled, reference",
         ),
     ],
 )

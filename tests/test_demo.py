@@ -117,7 +117,7 @@ def test_dense_loss_is_the_loss_it_is_compared_with():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--backend", "abacus"], "--backend: must be one of triton, native, tiled"),
+        (["--backend", "abacus"], "--backend: must be one of cuda, triton, native, tiled"),
         (["--batch-size", "1"], "--batch-size: must be an integer from 2 to 4000, got 1"),
         (["--batch-size", "4001"], "--batch-size: must be an integer from 2 to 4000, got 4001"),
         (["--batch-size", "many"], "--batch-size: must be an integer from 2 to 4000, got 'many'"),

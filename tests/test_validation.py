@@ -301,7 +301,7 @@ CALLS = {
     "dim in words": (lambda: S.logsumexp((0, "a")), ValueError, r"dim must be 0, 1 or \(0, 1\), got \(0, 'a'\)"),
     "dim twice": (lambda: S.count((0, 0)), ValueError, r"dim must be 0, 1 or \(0, 1\), got \(0, 0\)"),
     "dim True": (lambda: S.sum(True), ValueError, "dim must be 0, 1"),
-    "backend": (lambda: S.logsumexp(1, backend=[]), ValueError, r"backend must name one of triton, .*; got \[\]"),
+    "backend": (lambda: S.logsumexp(1, backend=[]), ValueError, r"backend must name one of cuda, triton, .*; got \[\]"),
     "use_backend": (lambda: sk.use_backend([]).__enter__(), ValueError, r"use_backend must name one of .*; got \[\]"),
     "a long list for a reduction": (
         lambda: sk.ClipLoss(["mean"] * 999),

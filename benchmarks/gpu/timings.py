@@ -201,6 +201,8 @@ def _prepare_all(case: TimedCase, run: Run, deadline: Deadline, peers: list[Foun
             continue
         if deadline.left() < contender.first_call:
             not_run.append({"name": f"{case.id}, {contender.name}", "reason": "no time left"})
+            if contender.name == run.backend:
+                break  # the others are there to be compared with
             continue
         entry = Entry(contender)
         _, entry.failure = attempt(partial(_prepare, entry, case, run, inputs, gradient_rows))

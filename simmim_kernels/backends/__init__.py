@@ -28,9 +28,15 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from ..problem import Problem, validation
-from . import native, reference, tiled, triton
+from . import cuda, native, reference, tiled, triton
 
-BACKENDS: dict[str, ModuleType] = {"triton": triton, "native": native, "tiled": tiled, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {
+    "cuda": cuda,
+    "triton": triton,
+    "native": native,
+    "tiled": tiled,
+    "reference": reference,
+}
 
 ENVIRONMENT_VARIABLE = "SIMMIM_KERNELS_BACKEND"
 

@@ -1,0 +1,221 @@
+// The kernels' body and their ends of tiles on the CPU, against float64. See host_machine.hpp.
+#include <random>
+#include <string>
+
+#include "../log_sum_exps.hpp"
+#include "../weights.hpp"
+#include "host_machine.hpp"
+
+using namespace simmim;
+
+enum Joint { COUNTED, DIAGONAL, POSITIVES };  // how the joint pairs enter: the latter two leave them out
+
+struct Case {
+  int64_t n, m, d;
+  int clusters;
+  float scale = 0.2f;
+  float bias = -1;          // the spread of biases, or none
+  int row = 0, column = 0;  // where the block begins
+  int run = 1;              // where X stays
+  Joint joint = COUNTED;
+  float wrong = 0;          // a planted error, of one result
+};
+
+struct Data {
+  int high, wide;
+  std::vector<uint16_t> x, y;
+  std::vector<float> a, b;
+  std::vector<int64_t> positives;
+  // Of the block, in nats: the scores, and the sums of their terms' sizes, which float32 rounds them in proportion to.
+  std::vector<double> scores, sizes;
+
+  explicit Data(Case const& p)
+      : high(int(p.n) - p.row), wide(int(p.m) - p.column), x(p.n * p.d), y(p.m * p.d), a(p.n), b(p.m), positives(p.n), scale_(p.scale) {
+    std::mt19937 random(3);
+    std::normal_distribution<float> normal;
+    for (auto& v : x) v = host::bfloat16_of(normal(random));
+    for (auto& v : y) v = host::bfloat16_of(normal(random));
+    for (auto& v : a) v = std::max(p.bias, 0.f) * normal(random);
+    for (auto& v : b) v = std::max(p.bias, 0.f) * normal(random);
+    for (auto& v : positives) v = random() % p.m;
+    for (int64_t i = p.row; i < p.n; ++i)
+      for (int64_t j = p.column; j < p.m; ++j) {
+        double t = 0, size = 0;
+        for (int64_t k = 0; k < p.d; ++k) {
+          double const term = double(host::float_of(x[i * p.d + k])) * host::float_of(y[j * p.d + k]);
+          t += term;
+          size += std::fabs(term);
+        }
+        bool const out = p.joint != COUNTED && j == (p.joint == POSITIVES ? positives[i] : i);
+        scores.push_back(out ? -INFINITY : double(p.scale) * t + double(a[i]) + b[j]);
+        sizes.push_back(std::fabs(p.scale) * size + std::fabs(a[i]) + std::fabs(b[j]));
+      }
+  }
+  Scores handed(Case const& p) const {
+    bool const biased = p.bias >= 0;
+    return {&scale_, biased ? &a[p.row] : nullptr, biased ? &b[p.column] : nullptr, p.joint == POSITIVES ? &positives[p.row] : nullptr,
+            p.joint != COUNTED, p.row, p.column, high, wide};
+  }
+  std::vector<double> row(int i) const { return {scores.begin() + int64_t(i) * wide, scores.begin() + int64_t(i + 1) * wide}; }
+  std::vector<double> column(int j) const {
+    std::vector<double> v;
+    for (int i = 0; i < high; ++i) v.push_back(scores[int64_t(i) * wide + j]);
+    return v;
+  }
+
+ private:
+  float scale_;
+};
+
+static double log_sum(std::vector<double> const& v, double base = std::exp(1.)) {
+  double k = -INFINITY, sum = 0;
+  for (double x : v) k = std::max(k, x);
+  if (std::isinf(k)) return k;
+  for (double x : v) sum += std::pow(base, x - k);
+  return std::log(sum) / std::log(base) + k;
+}
+static int tiles(int extent, int tile) { return (extent + tile - 1) / tile; }
+
+template <class S, class Epilogue>
+bool launch(Case const& p, Data const& data, typename Epilogue::Params const& params) {
+  host::Map const x{data.x.data(), p.n, p.d, p.d, S::X_PART}, y{data.y.data(), p.m, p.d, p.d, S::Y_PART};
+  Grid const grid{tiles(data.high, TILE_ROWS * S::ABOVE), tiles(data.wide, S::COLUMNS * S::BESIDE), p.row, p.column, p.run};
+  return host::launch<S, Epilogue>(x, y, grid, params, p.clusters);
+}
+
+// The largest error, relative to the sizes of terms; infinite for a deadlock.
+template <class S, bool BY_COLUMN>
+double error_of_log_sums(Case const& p) {
+  using Epilogue = LogSumExps<S::COLUMNS, BY_COLUMN>;
+  Data const data(p);
+  int const high = data.high, wide = data.wide, across = tiles(wide, S::COLUMNS), down = tiles(high, TILE_ROWS);
+  std::vector<float> rows(across * high, NAN), columns(down * wide, NAN);  // so that what no one wrote is seen
+  typename Epilogue::Params const params{data.handed(p), rows.data(), columns.data()};
+  if (!launch<S, Epilogue>(p, data, params)) return INFINITY;
+  rows[0] += p.wrong;
+
+  double worst = 0;
+  // One row's or column's parts, in base 2, against the scores from `first` on.
+  auto const see = [&](float const* parts, int count, int stride, std::vector<double> const& scores, double const* sizes, int sizes_stride) {
+    std::vector<double> got;
+    double size = 1;
+    for (int t = 0; t < count; ++t) got.push_back(parts[int64_t(t) * stride]);
+    for (size_t k = 0; k < scores.size(); ++k) size = std::max(size, sizes[k * sizes_stride]);
+    double const found = log_sum(got, 2) * std::log(2.), want = log_sum(scores);
+    double const error = found == want ? 0 : std::fabs(found - want) / size;
+    worst = std::isfinite(error) ? std::max(worst, error) : INFINITY;
+  };
+  for (int i = 0; i < high; ++i) see(&rows[i], across, high, data.row(i), &data.sizes[int64_t(i) * wide], 1);
+  for (int j = 0; j < wide && BY_COLUMN; ++j) see(&columns[j], down, wide, data.column(j), &data.sizes[j], wide);
+  return worst;
+}
+
+// The largest error, relative to the sizes of a weight's two terms: bfloat16 rounds by 2^-9 of it.
+template <class S>
+double error_of_weights(Case const& p, bool by_row, bool by_column) {
+  using Epilogue = Weights<S::COLUMNS>;
+  Data const data(p);
+  int const high = data.high, wide = data.wide;
+  int64_t const stride = (wide + 15) / 8 * 8;
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal;
+  std::vector<float> r(high), a(high), c(wide), b(wide);
+  for (int i = 0; i < high; ++i) r[i] = float(log_sum(data.row(i)));
+  for (int j = 0; j < wide; ++j) c[j] = float(log_sum(data.column(j)));
+  for (auto& v : a) v = normal(random);
+  for (auto& v : b) v = normal(random);
+  auto* const weights = static_cast<uint16_t*>(aligned_alloc(64, (high * stride * 2 + 63) / 64 * 64));
+  for (int64_t k = 0; k < high * stride; ++k) weights[k] = 0x7fff;  // NaN
+  typename Epilogue::Params const params{data.handed(p), by_row ? r.data() : nullptr, by_row ? a.data() : nullptr,
+                                         by_column ? c.data() : nullptr, by_column ? b.data() : nullptr, weights, stride};
+  if (!launch<S, Epilogue>(p, data, params)) return INFINITY;
+  double worst = 0;
+  for (int i = 0; i < high; ++i)
+    for (int j = 0; j < wide; ++j) {
+      double const s = data.scores[int64_t(i) * wide + j];
+      double const of_row = by_row && s > -INFINITY ? a[i] * std::exp(s - r[i]) : 0;
+      double const of_column = by_column && s > -INFINITY ? b[j] * std::exp(s - c[j]) : 0;
+      // float32's rounding of scores and references is relative to their size.
+      double const size = (std::fabs(of_row) + std::fabs(of_column)) * (1 + 1e-4 * data.sizes[int64_t(i) * wide + j]) + 1e-18;
+      double const error = std::fabs(host::float_of(weights[i * stride + j]) + (i + j == 0 ? p.wrong : 0) - (of_row + of_column)) / size;
+      worst = std::isfinite(error) ? std::max(worst, error) : INFINITY;
+    }
+  free(weights);
+  return worst;
+}
+
+static constexpr double TOLERANCE = 2e-7, WEIGHT_TOLERANCE = 1. / 256;
+static int failures = 0;
+
+static void expect(bool right, std::string const& what, double error) {
+  printf("%-78s error %.1e %s\n", what.c_str(), error, right ? "ok" : "FAILED");
+  failures += !right;
+}
+template <class S>
+std::string named(Case const& p, char const* name) {
+  char what[160];
+  snprintf(what, sizeof what, "%dx%d in %dx%d, %d stay: n %ld m %ld d %ld, %d clusters; %s", TILE_ROWS, S::COLUMNS, S::ABOVE, S::BESIDE, S::RESIDENT, long(p.n),
+           long(p.m), long(p.d), p.clusters, name);
+  return what;
+}
+template <class S, bool BY_COLUMN = true>
+void check(Case const& p, char const* name = "") {
+  double const error = error_of_log_sums<S, BY_COLUMN>(p);
+  expect(error < TOLERANCE, named<S>(p, name), error);
+}
+template <class S>
+void check_weights(Case const& p, char const* name = "", bool by_row = true, bool by_column = true) {
+  double const error = error_of_weights<S>(p, by_row, by_column);
+  expect(error < WEIGHT_TOLERANCE, "weights " + named<S>(p, name), error);
+}
+
+int main() {
+  setvbuf(stdout, nullptr, _IONBF, 0);
+  using Alone = simmim::Shape<128, 3, 1, 1>;
+  using Two = simmim::Shape<128, 4, 2, 1>;
+  check<Alone>({1, 1, 8, 1});
+  check<Alone>({128, 128, 64, 1});
+  check<Alone>({130, 300, 104, 1});
+  check<simmim::Shape<128, 6, 1, 1>>({300, 257, 64, 1});
+  check<Two>({300, 515, 200, 1});
+  check<Two>({520, 257, 72, 2});
+  check<simmim::Shape<128, 2, 2, 1>>({1, 900, 328, 1});
+  check<simmim::Shape<128, 4, 1, 2>>({300, 400, 136, 1});
+  check<simmim::Shape<128, 3, 2, 2>>({400, 700, 72, 2});
+  check<simmim::Shape<128, 3, 4, 1>>({700, 130, 72, 1});
+  check<simmim::Shape<160, 3, 2, 1>>({300, 500, 72, 1});
+  check<simmim::Shape<128, 3, 1, 1, 2>>({130, 900, 104, 2, 0.2f, -1, 0, 0, 3});
+  check<simmim::Shape<128, 3, 2, 1, 2>>({700, 900, 72, 2, 0.2f, -1, 0, 0, 5});
+  check<simmim::Shape<128, 3, 2, 1, 3>>({700, 650, 136, 1, 0.2f, -1, 0, 0, 1});
+  check<simmim::Shape<128, 4, 2, 1, 1>>({600, 700, 64, 2, 0.2f, -1, 256, 128, 4}, "a later block");
+  check<Two>({600, 700, 72, 1, 0.2f, -1, 256, 128}, "a later block");
+  check<Two>({256, 300, 72, 1, -0.2f}, "negative scale");
+  check<Two>({130, 130, 72, 1, 0.f}, "scale 0");
+  check<Two>({256, 256, 72, 1, 30.f}, "very unequal");
+  check<Two>({256, 256, 72, 1, -30.f}, "very unequal, negative scale");
+  check<Two, false>({300, 515, 72, 1}, "rows alone");
+  check<Two, false>({256, 256, 72, 1, 30.f}, "rows alone, very unequal");
+  check<Two>({300, 300, 72, 1, 0.2f, 1}, "biases");
+  check<Two>({300, 300, 72, 1, 0.2f, 200}, "very unequal biases");
+  check<Two>({300, 300, 72, 1, 0.2f, -1, 0, 0, 1, DIAGONAL}, "diagonal left out");
+  check<Two>({600, 700, 72, 1, 0.2f, 1, 256, 128, 1, DIAGONAL}, "diagonal of a later block");
+  check<Two>({600, 700, 72, 1, -0.2f, -1, 256, 128, 1, POSITIVES}, "positives of a later block");
+  check<Alone>({1, 1, 8, 1, 0.2f, -1, 0, 0, 1, DIAGONAL}, "nothing left");
+  double planted = error_of_log_sums<Alone, true>({130, 300, 72, 1, 0.2f, -1, 0, 0, 1, COUNTED, 1e-3f});
+  expect(planted > TOLERANCE, "a planted error is seen", planted);
+
+  check_weights<Alone>({1, 1, 8, 1});
+  check_weights<Two>({300, 515, 200, 1});
+  check_weights<Two>({520, 257, 72, 2}, "rows alone", true, false);
+  check_weights<Two>({520, 257, 72, 2}, "columns alone", false, true);
+  check_weights<Two>({256, 256, 72, 1, 30.f}, "very unequal");
+  check_weights<Two>({300, 300, 72, 1, -0.2f, 200}, "very unequal biases");
+  check_weights<Two>({600, 700, 72, 1, 0.2f, 1, 256, 128, 1, DIAGONAL}, "diagonal of a later block");
+  check_weights<Two>({600, 700, 72, 1, 0.2f, -1, 256, 128, 1, POSITIVES}, "positives of a later block");
+  check_weights<Alone>({1, 1, 8, 1, 0.2f, -1, 0, 0, 1, DIAGONAL}, "nothing left");
+  check_weights<Alone>({1, 9, 8, 1, 0.2f, -1, 0, 0, 1, DIAGONAL}, "an empty column");
+  planted = error_of_weights<Alone>({130, 300, 72, 1, 0.2f, -1, 0, 0, 1, COUNTED, 1e-2f}, true, true);
+  expect(planted > WEIGHT_TOLERANCE, "a planted error is seen in weights", planted);
+  printf("%d failures\n", failures);
+  return failures != 0;
+}

@@ -1,0 +1,46 @@
+// The library's C interface on memory of the CPU, by fibers, for tests of what is around the kernels: the host's side of
+// them, and the Python that calls it. Slow. "Device" and stream are left alone.
+#include "../status.hpp"
+#include "host_machine.hpp"
+
+#include "../merge.hpp"
+
+namespace simmim {
+namespace {
+
+struct OnDevice {
+  Status enter(int) { return {}; }
+};
+
+template <class S, class Epilogue>
+class Launcher {
+ public:
+  Status prepare(simmim_cuda_problem const& p) {
+    problem_ = p;
+    return {};
+  }
+  Status launch(int64_t row, int64_t column, typename Epilogue::Params const& params) const {
+    constexpr int CLUSTERS = 3;  // of a small device
+    host::Map const x{static_cast<uint16_t const*>(problem_.x), problem_.n, problem_.d, problem_.x_row, S::X_PART};
+    host::Map const y{static_cast<uint16_t const*>(problem_.y), problem_.m, problem_.d, problem_.y_row, S::Y_PART};
+    Grid const grid = grid_of<S>(params.scores, row, column, CLUSTERS);
+    return host::launch<S, Epilogue>(x, y, grid, params, std::min(CLUSTERS, grid.template units<S>())) ? Status{} : refuse("a deadlock");
+  }
+  Status merge(Merge const& by_row, Merge const& by_column) const {
+    for (Merge const& m : {by_row, by_column})
+      for (int at = 0; m.total && at < m.extent; ++at) {
+        float slices[SLICES];
+        for (int s = 0; s < SLICES; ++s) slices[s] = merged_slice(m, at, s);
+        merge_slices(m, at, slices, 1);
+      }
+    return {};
+  }
+
+ private:
+  simmim_cuda_problem problem_;
+};
+
+}  // namespace
+}  // namespace simmim
+
+#include "../interface.hpp"

@@ -1,0 +1,299 @@
+// A Hopper block, or a cluster of them, as fibers on the CPU, for the body of the kernels (body.hpp).
+//
+// What is asynchronous there is as late as it may be here, or, by a seeded coin, at once: a load lands when someone waits
+// for it, a product reads shared memory when it is awaited. A stage that is released too early so shows as a wrong sum, one
+// that is released too late as a deadlock.
+#pragma once
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "../body.hpp"
+
+namespace simmim::host {
+
+inline float float_of(uint16_t bfloat16) {
+  uint32_t const bits = uint32_t(bfloat16) << 16;
+  float v;
+  memcpy(&v, &bits, 4);
+  return v;
+}
+inline uint16_t bfloat16_of(float v) {
+  uint32_t bits;
+  memcpy(&bits, &v, 4);
+  if (v != v) return 0x7fff;
+  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// Threads that take turns: repeatable, and a switch costs less than a wake-up.
+class Fibers {
+ public:
+  explicit Fibers(int count) : fibers_(count), ended_(count), stacks_(new char[count * STACK]) {}
+
+  // False for a deadlock: the tests need 1,700 rounds.
+  bool run(std::function<void(int)> body) {
+    body_ = std::move(body);
+    active() = this;
+    int const count = int(fibers_.size());
+    left_ = count;
+    for (int t = 0; t < count; ++t) {
+      ended_[t] = 0;
+      getcontext(&fibers_[t]);
+      fibers_[t].uc_stack.ss_sp = &stacks_[t * STACK];
+      fibers_[t].uc_stack.ss_size = STACK;
+      fibers_[t].uc_link = &main_;
+      makecontext(&fibers_[t], enter, 0);
+    }
+    for (long round = 0; left_ && round < 20000; ++round)
+      for (int t = 0; t < count; ++t)
+        if (!ended_[t]) {
+          current_ = t;
+          swapcontext(&main_, &fibers_[t]);
+        }
+    return left_ == 0;
+  }
+  static void yield() {
+    Fibers* const f = active();
+    swapcontext(&f->fibers_[f->current_], &f->main_);
+  }
+  template <class Condition>
+  static void until(Condition condition) {
+    while (!condition()) yield();
+  }
+
+ private:
+  static constexpr size_t STACK = 1 << 18;
+  static Fibers*& active() {
+    static Fibers* it;
+    return it;
+  }
+  static void enter() {
+    Fibers* const f = active();
+    f->body_(f->current_);
+    f->ended_[f->current_] = 1;
+    --f->left_;
+  }
+
+  int current_ = 0, left_ = 0;
+  ucontext_t main_;
+  std::vector<ucontext_t> fibers_;
+  std::vector<char> ended_;
+  std::unique_ptr<char[]> stacks_;
+  std::function<void(int)> body_;
+};
+
+struct Meeting {  // a named barrier
+  int arrived = 0, turn = 0;
+  void arrive(int count) {
+    if (++arrived == count) {
+      arrived = 0;
+      ++turn;
+    }
+  }
+  void meet(int count) {
+    int const mine = turn;
+    arrive(count);
+    Fibers::until([&] { return turn != mine; });
+  }
+};
+
+struct Barrier {  // an mbarrier
+  int expected = 0, pending = 0;
+  int64_t bytes = 0;
+  uint32_t phase = 0;
+  std::vector<std::function<void()>> loads;  // under way
+
+  void init(int count) {
+    expected = pending = count;
+    bytes = 0;
+    phase = 0;
+  }
+  void settle() {
+    if (pending == 0 && bytes == 0) {
+      phase ^= 1;
+      pending = expected;
+    }
+  }
+  void arrive() {
+    if (pending == 0) {
+      printf("too many arrivals at a barrier\n");
+      exit(1);
+    }
+    --pending;
+    settle();
+  }
+  void expect(uint32_t count) {
+    bytes += count;
+    arrive();
+  }
+  void complete(uint32_t count) {
+    bytes -= count;
+    settle();
+  }
+  void wait(uint32_t parity) {
+    Fibers::until([&] {
+      if (phase != parity) return true;
+      auto const landing = std::move(loads);
+      loads.clear();
+      for (auto const& load : landing) load();
+      return phase != parity;
+    });
+  }
+};
+
+struct Map {  // what a CUtensorMap describes
+  uint16_t const* data;
+  int64_t rows, d, stride;
+  int box;
+};
+
+template <class S, class Epilogue>
+class Machine {
+ public:
+  struct Block {
+    Storage<S, Epilogue, Barrier> shared;
+    Meeting warps[THREADS / WARP], groups[1 + CONSUMERS], turns[CONSUMERS];
+    uint32_t slots[THREADS];
+  };
+  using Blocks = std::vector<std::unique_ptr<Block>>;
+
+  Machine(Blocks& blocks, Meeting& everyone, int rank, int index, int cluster, int clusters)
+      : blocks_(blocks), everyone_(everyone), rank_(rank), index_(index), cluster_(cluster), clusters_(clusters) {}
+
+  Block& block() { return *blocks_[rank_]; }
+  int thread() const { return index_ % WARPGROUP; }
+  int group() const { return index_ / WARPGROUP; }
+  int lane() const { return index_ % WARP; }
+  int rank() const { return rank_; }
+  int cluster() const { return cluster_; }
+  int clusters() const { return clusters_; }
+
+  void start() { everyone_.meet(THREADS * S::BLOCKS); }
+  void finish() { everyone_.meet(THREADS * S::BLOCKS); }
+  template <int N>
+  void fewer_registers() {}
+  template <int N>
+  void more_registers() {}
+
+  template <bool MULTICAST>
+  void load(Map const& map, Barrier& full, uint16_t* to, int column, int row, uint16_t blocks) {
+    size_t const place = offset(to), barrier_place = offset(&full);
+    for (int b = 0; b < S::BLOCKS; ++b) {
+      if (MULTICAST ? !(blocks >> b & 1) : b != rank_) continue;
+      auto* const memory = reinterpret_cast<char*>(&blocks_[b]->shared);
+      auto* const there = reinterpret_cast<uint16_t*>(memory + place);
+      auto& barrier = *reinterpret_cast<Barrier*>(memory + barrier_place);
+      auto landing = [=, &map, &barrier] {
+        land(map, there, column, row);
+        barrier.complete(map.box * S::DEPTH * 2);
+      };
+      if (rand() % 2)
+        landing();
+      else
+        barrier.loads.push_back(landing);
+    }
+  }
+
+  void await_turn(int whose) { block().turns[whose].meet(WARPGROUP * CONSUMERS); }
+  void give_turn(int to) { block().turns[to].arrive(WARPGROUP * CONSUMERS); }
+  void sync() { block().groups[group()].meet(WARPGROUP); }
+  void sync_warp() { block().warps[index_ / WARP].meet(WARP); }
+  template <class T>
+  T shuffle_xor(T v, int mask) {
+    Block& b = block();
+    memcpy(&b.slots[index_], &v, 4);
+    sync_warp();
+    T got;
+    memcpy(&got, &b.slots[index_ ^ mask], 4);
+    sync_warp();
+    return got;
+  }
+  bool all(bool v) {
+    int count = v;
+    for (int stride = WARP / 2; stride; stride /= 2) count += shuffle_xor(count, stride);
+    return count == WARP;
+  }
+
+  float largest(float v) {
+    for (int stride = WARP / 2; stride > 0; stride /= 2) v = fmaxf(v, shuffle_xor(v, stride));
+    return v;
+  }
+  uint32_t bfloat16_pair(float low, float high) { return bfloat16_of(low) | uint32_t(bfloat16_of(high)) << 16; }
+
+  template <class Shape>
+  void release(Barrier& empty) {
+    sync_warp();
+    size_t const stage = &empty - block().shared.empty;
+    int const b = lane();
+    if (b < S::BLOCKS && (b % S::ABOVE == rank_ % S::ABOVE || b / S::ABOVE == rank_ / S::ABOVE)) blocks_[b]->shared.empty[stage].arrive();
+  }
+
+  void release_own(Barrier& empty) {
+    sync_warp();
+    if (lane() == 0) empty.arrive();
+  }
+
+  template <class Acc>
+  void fence(Acc&) {}
+  template <class Acc>
+  void multiply(Acc& acc, uint16_t const* x, uint16_t const* y, bool add) {
+    products_.push_back([=, this, &acc] {
+      for (int r = 0; r < Acc::R; ++r)
+        for (int c = 0; c < Acc::C; ++c) {
+          float total = add ? acc.at(r, c) : 0.f;
+          int const i = Acc::row(thread(), r), j = Acc::column(thread(), c);
+          for (int k = 0; k < S::DEPTH; ++k) total += float_of(x[swizzled(i, k)]) * float_of(y[swizzled(j, k)]);
+          acc.at(r, c) = total;
+        }
+    });
+  }
+  template <int UNDER_WAY, class Acc>
+  void await_products(Acc&) {
+    Fibers::yield();
+    for (; int(products_.size()) > UNDER_WAY; products_.erase(products_.begin())) products_.front()();
+  }
+
+ private:
+  size_t offset(void const* p) { return static_cast<char const*>(p) - reinterpret_cast<char const*>(&block().shared); }
+  // Rows of 8 pieces of 16 bytes; piece p of row r is at p ^ r % 8.
+  static int swizzled(int row, int column) { return row * S::DEPTH + ((column / 8) ^ (row % 8)) * 8 + column % 8; }
+  static void land(Map const& map, uint16_t* to, int column, int row) {
+    for (int r = 0; r < map.box; ++r)
+      for (int c = 0; c < S::DEPTH; ++c)
+        to[swizzled(r, c)] = row + r < map.rows && column + c < map.d ? map.data[(row + r) * map.stride + column + c] : 0;
+  }
+
+  Blocks& blocks_;
+  Meeting& everyone_;
+  int rank_, index_, cluster_, clusters_;
+  std::vector<std::function<void()>> products_;  // issued, not yet awaited
+};
+
+// All of one launch's clusters, one after the other: they share nothing but the outputs. False for a deadlock.
+template <class S, class Epilogue>
+bool launch(Map const& x, Map const& y, Grid const& grid, typename Epilogue::Params const& params, int clusters) {
+  using M = Machine<S, Epilogue>;
+  Fibers fibers(THREADS * S::BLOCKS);
+  for (int c = 0; c < clusters; ++c) {
+    typename M::Blocks blocks;
+    for (int r = 0; r < S::BLOCKS; ++r) {
+      blocks.push_back(std::make_unique<typename M::Block>());
+      memset(&blocks[r]->shared.x, 0xff, sizeof blocks[r]->shared.x);  // NaN
+      memset(&blocks[r]->shared.y, 0xff, sizeof blocks[r]->shared.y);
+    }
+    Meeting everyone;
+    bool const ended = fibers.run([&](int t) {
+      M machine(blocks, everyone, t / THREADS, t % THREADS, c, clusters);
+      products<S, Epilogue>(machine, machine.block().shared, x, y, int((x.d + S::DEPTH - 1) / S::DEPTH), grid, params);
+    });
+    if (!ended) return false;
+  }
+  return true;
+}
+
+}  // namespace simmim::host

@@ -1,0 +1,160 @@
+// The backward's end of a tile: scores become weights, a_i e^(s_ij - r_i) + b_j e^(s_ij - c_j), in bfloat16, which the
+// vendor's library multiplies.
+#pragma once
+#include "tile.hpp"
+
+namespace simmim {
+
+template <int COLUMNS>
+struct Weights {
+  using A = Accumulators<COLUMNS>;
+  static constexpr int R = A::R, C = A::C;
+  static_assert(COLUMNS <= WARPGROUP && TILE_ROWS == WARPGROUP, "a thread takes a row and a column");
+
+  struct Params {
+    Scores scores;
+    float const *row_reference, *row_upstream;  // r, a log-sum-exp in nats, and a; both null for a side without
+    float const *col_reference, *col_upstream;
+    uint16_t* weights;  // (scores.rows, stride), bfloat16, aligned to 16 bytes
+    int64_t stride;     // a multiple of 8, and room for as many columns
+  };
+  struct Shared {
+    float row_reference[TILE_ROWS], row_factor[TILE_ROWS];
+    alignas(8) float col_reference[COLUMNS];
+    alignas(8) float col_factor[COLUMNS];
+    float most[WARPS], least[WARPS];
+  };
+
+  // References this near each other, in base 2, share an exponential: their factors stay far within float32's range.
+  static constexpr float SPREAD = 60.f;
+
+  // What a warpgroup does with its tiles.
+  template <class Group>
+  class Of {
+   public:
+    SIMMIM_DEVICE Of(Group& group, Params const& params, Shared& shared)
+        : group_(group), p_(params), shared_(shared), scale_(*params.scores.scale * LOG2_E) {}
+
+    SIMMIM_DEVICE void tile(A& acc, int ti, int tj) { write(group_, p_, shared_, scale_, acc, ti, tj); }
+    SIMMIM_DEVICE void settle() {}
+
+   private:
+    Group& group_;
+    Params const& p_;
+    Shared& shared_;
+    float scale_;
+  };
+
+ private:
+  template <class Group>
+  SIMMIM_DEVICE static void write(Group& group, Params const& p, Shared& shared, float scale, A& acc, int ti, int tj) {
+    int const i0 = ti * TILE_ROWS, j0 = tj * COLUMNS;
+    float const factor = prepare(group, p.scores, scale, acc, i0, j0);
+    if (reference_factors(group, p, shared, i0, j0)) {
+      // The rows' and columns' common reference is in their factors.
+      float const reference = shared.row_reference[0];
+      float a[R];
+      SIMMIM_UNROLL
+      for (int r = 0; r < R; ++r) a[r] = shared.row_factor[A::row(group.thread(), r)];
+      SIMMIM_UNROLL
+      for (int c = 0; c < C; ++c) {
+        float const b = shared.col_factor[A::column(group.thread(), c)];
+        SIMMIM_UNROLL
+        for (int r = 0; r < R; ++r) acc.at(r, c) = exp2_of(fmaf(acc.at(r, c), factor, -reference)) * (a[r] + b);
+      }
+      SIMMIM_UNROLL
+      for (int r = 0; r < R; ++r) store(group, p, acc, r, i0, j0);
+    } else {
+      // Row by row, so that there are registers for two exponentials.
+      SIMMIM_UNROLL
+      for (int r = 0; r < R; ++r) {
+        float const a = shared.row_factor[A::row(group.thread(), r)], of_row = shared.row_reference[A::row(group.thread(), r)];
+        SIMMIM_UNROLL
+        for (int c = 0; c < C; ++c) {
+          int const column = A::column(group.thread(), c);
+          float const s = acc.at(r, c), by_row = a * exp2_of(fmaf(s, factor, -of_row));
+          acc.at(r, c) = by_row + shared.col_factor[column] * exp2_of(fmaf(s, factor, -shared.col_reference[column]));
+        }
+        store(group, p, acc, r, i0, j0);
+        group.sync_warp();
+      }
+    }
+  }
+
+  // In base 2. +inf where there is nothing to weigh: past the end, without a side, or of an empty row, whose sum is 0.
+  SIMMIM_DEVICE static float reference_of(float const* references, int at, int size) {
+    if (!references || at >= size) return INFINITY;
+    float const reference = references[at] * LOG2_E;
+    return reference == -INFINITY ? INFINITY : reference;
+  }
+  SIMMIM_DEVICE static float present(float reference) { return reference == INFINITY ? -INFINITY : reference; }
+
+  // Puts the tile's references and upstream gradients into `shared`. Where one reference serves all, the factors take it
+  // in, and row_reference[0] is it.
+  template <class Group>
+  SIMMIM_DEVICE static bool reference_factors(Group& group, Params const& p, Shared& shared, int i0, int j0) {
+    int const t = group.thread(), i = i0 + t, j = j0 + t, warp = t / WARP;
+    float const r = reference_of(p.row_reference, i, p.scores.rows);
+    float const c = t < COLUMNS ? reference_of(p.col_reference, j, p.scores.columns) : INFINITY;
+    float a = r == INFINITY ? 0.f : p.row_upstream[i], b = c == INFINITY ? 0.f : p.col_upstream[j];
+    float most = fmaxf(present(r), present(c)), least = fminf(r, c);
+    SIMMIM_UNROLL
+    for (int stride = WARP / 2; stride > 0; stride /= 2) {
+      most = fmaxf(most, group.shuffle_xor(most, stride));
+      least = fminf(least, group.shuffle_xor(least, stride));
+    }
+    if (group.lane() == 0) {
+      shared.most[warp] = most;
+      shared.least[warp] = least;
+    }
+    group.sync();  // and all are done with the last tile's factors
+    SIMMIM_UNROLL
+    for (int w = 0; w < WARPS; ++w) {
+      most = fmaxf(most, shared.most[w]);
+      least = fminf(least, shared.least[w]);
+    }
+    bool const one = most - least >= 0 && most - least <= SPREAD;  // neither for infinities
+    if (one) {
+      a *= exp2_of(most - r);
+      b *= exp2_of(most - c);
+    }
+    shared.row_reference[t] = one ? most : r;
+    shared.row_factor[t] = a;
+    if (t < COLUMNS) {
+      shared.col_reference[t] = c;
+      shared.col_factor[t] = b;
+    }
+    group.sync();
+    return one;
+  }
+
+  // Of every 8 columns a thread of a quad has 2. They exchange, so that each has all 8 of one of 4 such groups: 16 bytes.
+  template <class Group>
+  SIMMIM_DEVICE static void store(Group& group, Params const& p, A& acc, int r, int i0, int j0) {
+    struct alignas(16) Eight {
+      uint32_t pair[QUAD];
+    };
+    int const q = group.lane() % QUAD, i = i0 + A::row(group.thread(), r);
+    uint16_t* const row = p.weights + int64_t(i) * p.stride;
+    SIMMIM_UNROLL
+    for (int c0 = 0; c0 < C; c0 += 2 * QUAD) {
+      Eight v;
+      SIMMIM_UNROLL
+      for (int g = 0; g < QUAD; ++g) v.pair[g] = group.bfloat16_pair(acc.at(r, c0 + 2 * g), acc.at(r, c0 + 2 * g + 1));
+      SIMMIM_UNROLL
+      for (int stride = 1; stride < QUAD; stride *= 2)
+        SIMMIM_UNROLL
+        for (int g = 0; g < QUAD; ++g) {
+          if (g & stride) continue;
+          bool const upper = q & stride;
+          uint32_t const got = group.shuffle_xor(upper ? v.pair[g] : v.pair[g | stride], stride);
+          v.pair[g] = upper ? got : v.pair[g];
+          v.pair[g | stride] = upper ? v.pair[g | stride] : got;
+        }
+      int const j = j0 + (c0 / (2 * QUAD) * QUAD + q) * 8;
+      if (i < p.scores.rows && j < p.scores.columns) *reinterpret_cast<Eight*>(row + j) = v;
+    }
+  }
+};
+
+}  // namespace simmim

@@ -1,0 +1,224 @@
+"""The CUDA backend without a GPU: its kernels' body on the CPU, its C interface, and the Python around them.
+
+csrc/cuda/tests has the body of the kernels as fibers on the CPU: body_test.cpp holds it against float64, and
+host_library.cpp puts the library's own interface on top, which the backend then calls as if it were the GPU's.
+"""
+
+import ctypes
+import itertools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from truth import OPTIONS, Case, assert_close, check_statistic, gradients, weighted
+
+import simmim_kernels as sk
+from simmim_kernels.backends import CannotRun, cuda, select
+from simmim_kernels.backends.cuda import calls, library, strips
+
+SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
+# Those of the shared options that the backend takes.
+TAKEN = ("plain", "biases", "marginal", "marginal of positives", "strided")
+# Of the library and of the backward, so small that several meet.
+C_BLOCK, BLOCK = 512, 256
+NVCC = os.environ.get("NVCC") or shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
+def build(source: str, output: Path, *flags: str) -> Path:
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    command = [*compiler, "-std=c++20", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", *flags]
+    result = subprocess.run(
+        [*command, str(SOURCES / "tests" / source), "-o", str(output)], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return output
+
+
+@pytest.fixture(scope="session")
+def host_library(tmp_path_factory):
+    """The C interface over memory of the CPU."""
+    flags = ("-fPIC", "-shared", "-fvisibility=hidden", f"-DSIMMIM_CUDA_BLOCK={C_BLOCK}")
+    found = ctypes.CDLL(str(build("host_library.cpp", tmp_path_factory.mktemp("cuda") / "host.so", *flags)))
+    library.declare(found)
+    return found
+
+
+@pytest.fixture
+def on_host(monkeypatch, host_library):
+    """The backend on CPU tensors."""
+
+    def add_product(total, a, b, first):
+        total.addmm_(a.float(), b.float(), beta=0 if first else 1)
+
+    monkeypatch.setattr(cuda, "unavailable", lambda: None)
+    monkeypatch.setattr(cuda, "_cannot_run_on", lambda device: None)
+    monkeypatch.setattr(calls, "loaded", lambda: host_library)
+    monkeypatch.setattr(calls, "stream_of", lambda device: 0)
+    monkeypatch.setattr(strips, "add_product", add_product)
+    monkeypatch.setattr(strips, "BLOCK", BLOCK)
+
+
+def test_the_body_of_the_kernels(tmp_path):
+    program = build("body_test.cpp", tmp_path / "body_test")
+    result = subprocess.run([str(program)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("options", TAKEN)
+@pytest.mark.parametrize("dim", [1, 0, (0, 1)], ids=str)
+def test_statistics_and_gradients(on_host, options, dim):
+    check_statistic(sk, Case(141, 150, 20, torch.bfloat16, **OPTIONS[options]), "logsumexp", dim, "cuda")
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (1, 300, 8), (129, 2, 72), (520, 270, 9), (260, 600, 200)])
+def test_odd_sizes_and_several_blocks(on_host, n, m, d):
+    case = Case(n, m, d, torch.bfloat16, biases=True)
+    rows, columns = case.scores(sk).logsumexps(backend="cuda")
+    wide = case.upcast()
+    dense = case.dense(wide)
+    for got, dim in ((rows, 1), (columns, 0)):
+        assert_close(got, dense.logsumexp(dim).detach(), name=str(dim))
+    got = gradients(weighted(rows) + weighted(columns), case.tensors)
+    want = gradients(weighted(dense.logsumexp(1)) + weighted(dense.logsumexp(0)), wide)
+    low = gradients(*_of_dense(case))
+    for name, gradient in got.items():
+        assert_close(gradient, want[name], low[name] if name in "xy" else low[name].bfloat16(), name)
+
+
+def _of_dense(case):
+    """The same in PyTorch's own bfloat16."""
+    tensors = {k: v.detach().clone().requires_grad_() for k, v in case.tensors.items()}
+    s = case.dense({**tensors, "x": tensors["x"], "y": tensors["y"]}).float()
+    return weighted(s.logsumexp(1)) + weighted(s.logsumexp(0)), tensors
+
+
+def test_a_mirrored_problem(on_host):
+    case = Case(140, 140, 16, torch.bfloat16, mirrored=True, joint="left_out")
+    check_statistic(sk, case, "logsumexp", 1, "cuda")
+
+
+def test_one_side_needs_a_gradient(on_host):
+    case = Case(140, 150, 16, torch.bfloat16)
+    case.tensors["y"].requires_grad_(False)
+    got = torch.autograd.grad(case.scores(sk).logsumexp(1, backend="cuda").sum(), case.tensors["x"])[0]
+    wide = case.upcast()
+    want = torch.autograd.grad(case.dense(wide).logsumexp(1).sum(), wide["x"])[0]
+    assert_close(got, want, want.bfloat16())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_in_its_row(on_host, value):
+    x, y = torch.randn(200, 8).bfloat16(), torch.rand(150, 8).bfloat16()
+    x[3, 2] = value
+    rows, columns = sk.DotCritic()(x, y).logsumexps(backend="cuda")
+    want = (x.double() @ y.double().T).logsumexp(1)
+    others = torch.arange(200) != 3
+    assert_close(rows[others], want[others])
+    assert not rows[3].isfinite()
+    assert not columns.isfinite().any()
+
+
+def test_a_planted_error_is_seen(on_host, monkeypatch):
+    monkeypatch.setattr(cuda, "forward", lambda problem: [1.05 * part for part in calls.Call(problem).log_sum_exps()])
+    with pytest.raises(AssertionError, match="error"):
+        check_statistic(sk, Case(20, 30, 8, torch.bfloat16), "logsumexp", 1, "cuda")
+
+
+@pytest.mark.parametrize("variant", range(3))
+def test_every_variant(on_host, host_library, monkeypatch, variant):
+    assert len(host_library.simmim_cuda_variants().split(b";")) == 3
+
+    class Chosen(library.ProblemStruct):
+        def __init__(self, *fields):
+            super().__init__(*fields[:-1], variant)
+
+    monkeypatch.setattr(calls, "ProblemStruct", Chosen)
+    check_statistic(sk, Case(300, 290, 72, torch.bfloat16), "logsumexp", (0, 1), "cuda")
+
+
+def test_the_library_says_what_it_refuses(host_library):
+    struct = library.ProblemStruct(n=1, m=1, d=12)
+    assert host_library.simmim_cuda_log_sum_exps(ctypes.byref(struct), None, None, None) == -1
+    assert b"multiples of 8" in host_library.simmim_cuda_message()
+
+
+def test_supports_says_why_not(on_host):
+    x = torch.randn(4, 8)
+    half = x.bfloat16()
+    reasons = {
+        "torch.float32 operands": lambda: sk.DotCritic()(x, x).logsumexp(1, backend="cuda"),
+        "'softplus'": lambda: sk.DotCritic()(half, half).sum(1, "softplus", backend="cuda"),
+        "clamped": lambda: sk.DotCritic()(half, half).clamp(-1, 1).logsumexp(1, backend="cuda"),
+        "ids": lambda: Case(4, 4, 8, torch.bfloat16, ids=1).scores(sk).logsumexp(1, backend="cuda"),
+        "concatenated_mlp": lambda: sk.MLPCritic(8, 8, hidden=4)(x, x).logsumexp(1, backend="cuda"),
+    }
+    for reason, call in reasons.items():
+        with pytest.raises(CannotRun, match=reason):
+            call()
+
+
+def test_it_is_not_the_default(on_host):
+    assert select(Case(4, 4, 8, torch.bfloat16).scores(sk)._problem) != "cuda"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_unavailable_without_a_library_or_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(library, "_LIBRARY", tmp_path / "none.so")
+    library._load.cache_clear()
+    try:
+        assert "not built" in cuda.unavailable()
+        (tmp_path / "none.so").write_text("no library")
+        library._load.cache_clear()
+        assert "cannot be loaded" in cuda.unavailable()
+    finally:
+        library._load.cache_clear()
+    monkeypatch.setattr(cuda, "why_not", lambda: None)
+    assert "needs an NVIDIA GPU" in cuda.unavailable()
+    assert "operands are on cpu" in cuda.supports(Case(4, 4, 8, torch.bfloat16).scores(sk)._problem)
+
+
+def test_structs_follow_the_header(tmp_path):
+    """Offsets and sizes as the compiler sees them."""
+    structs = {"simmim_cuda_problem": library.ProblemStruct, "simmim_cuda_gradient": library.GradientStruct}
+    wanted = [f"offsetof({struct}, {name})" for struct, kind in structs.items() for name, *_ in kind._fields_]
+    wanted += [f"sizeof({struct})" for struct in structs]
+    source = tmp_path / "offsets.c"
+    prints = "".join(f'printf("%zu\\n", {each});' for each in wanted)
+    source.write_text(
+        f'#include <stddef.h>\n#include <stdio.h>\n#include "simmim_cuda.h"\nint main(void) {{ {prints} return 0; }}'
+    )
+    program = tmp_path / "offsets"
+    subprocess.run(["cc", f"-I{SOURCES}", str(source), "-o", str(program)], check=True)
+    found = [int(line) for line in subprocess.run([str(program)], capture_output=True, text=True).stdout.split()]
+    kinds = structs.values()
+    assert found == [
+        *(getattr(kind, name).offset for kind in kinds for name, *_ in kind._fields_),
+        *map(ctypes.sizeof, kinds),
+    ]
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc")
+def test_the_library_compiles_without_spills(tmp_path):
+    output = tmp_path / "_cuda.so"
+    result = subprocess.run(
+        ["bash", str(SOURCES / "build.sh"), str(output), "-Xptxas", "-v"],
+        env={**os.environ, "NVCC": NVCC},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", result.stderr)
+    assert len(found) == 10
+    assert set(itertools.chain(*found)) == {"0"}, result.stderr
+    built = ctypes.CDLL(str(output))
+    assert built.simmim_cuda_interface() == library._INTERFACE
+    # Each of the 9 has the matrix instructions that were meant, 2 x 64 rows in 4 steps, and the copy engine's loads.
+    disassembler = Path(pytest.importorskip("triton").__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    listing = subprocess.run([str(disassembler), "-sass", str(output)], capture_output=True, text=True, check=True)
+    assert listing.stdout.count("HGMMA.64x128x16.F32.BF16") == 9 * 8
+    assert listing.stdout.count("UTMALDG.2D") >= 9 * 2
