@@ -927,41 +927,32 @@ template <class E> struct Backward {
 private:
   // The threads' gradients of the parameters, in their order; of one layer, out of the sums by row and by column.
   void finish_network() {
-    const int64_t d = t.p.d;
-    std::vector<double> output(d);
-    double output_bias = 0;
-    const auto add_all = [&](auto total, int64_t from, int64_t size, auto *to) {
-      for (const auto &share : shares)
-        for (int64_t k = 0; share && k < size; ++k) to[k] += total(*share->parameters)[from + k];
-    };
-    for (const auto &share : shares)
-      if (share) share->parameters->end_panel(), output_bias += share->parameters->output_bias;
-    if (t.deep()) {
-      std::vector<double> row(d);
-      const auto give = [&](auto total, int64_t from, T *to) {
-        std::fill(row.begin(), row.end(), 0);
-        add_all(total, from, d, row.data());
-        for (int64_t k = 0; k < d; ++k) to[k] = T(row[k]);
-      };
-      for (int64_t k = 0; dweight && k < d; ++k)
-        give([](const ParameterGradients<T> &g) { return g.weight_total.get(); }, k * t.width, dweight + k * d);
-      if (dweight_bias) give([](const ParameterGradients<T> &g) { return g.weight_bias_total.get(); }, 0, dweight_bias);
-      add_all([](const ParameterGradients<T> &g) { return g.output_total.get(); }, 0, d, output.data());
-    } else {
-      take_factor(t.x, t.p.n, dx, output.data());
-      take_factor(t.y, t.p.m, dy, output.data());
+    ParameterGradients<T> &sum = *shares[0]->parameters;
+    sum.end_panel();
+    for (size_t k = 1; k < shares.size(); ++k)
+      if (shares[k]) shares[k]->parameters->end_panel(), sum.add(*shares[k]->parameters);
+    if (!t.deep()) {
+      take_factor(t.x, t.p.n, dx, sum.output_total.get());
+      take_factor(t.y, t.p.m, dy, sum.output_total.get());
     }
-    for (int64_t k = 0; doutput && k < d; ++k) doutput[k] = T(output[k]);
-    if (doutput_bias) *doutput_bias = T(output_bias);
+    const int64_t d = t.p.d;
+    for (int64_t k = 0; dweight && k < d; ++k) give(sum.weight_total.get() + k * t.width, d, dweight + k * d);
+    give(sum.weight_bias_total.get(), d, dweight_bias);
+    give(sum.output_total.get(), d, doutput);
+    give(&sum.output_bias, 1, doutput_bias);
+  }
+
+  static void give(const double *from, int64_t size, T *to) {
+    for (int64_t k = 0; to && k < size; ++k) to[k] = T(from[k]);
   }
 
   // From sums over the pairs in which a unit is active to gradients, which are these times the unit's output; times its
   // operand they are their side's share of the gradient by the output.
   void take_factor(const Features &operand, int64_t rows, T *sums, double *output) {
     const int64_t d = t.p.d;
-    std::vector<T> row(d);
+    const Buffer<T> row = allocate<T>(d);
     for (int64_t i = 0; i < rows; ++i, sums += d) {
-      unpack(operand, i, 1, 1, d, d, row.data());
+      unpack(operand, i, 1, 1, d, d, row.get());
       for (int64_t k = 0; k < d; ++k) {
         // Of a unit that is in no pair active the operand may be infinite.
         if (sums[k] != T(0)) output[k] += double(row[k]) * double(sums[k]);

@@ -77,7 +77,7 @@ template <class T> struct Activations {
   T *second_of(int64_t row) const { return second.get() + row * kept_row; }
 };
 
-// Gradients of the parameters: those of a panel, and of all panels before.
+// Gradients of the parameters: those of a panel, and of all panels before. Of one layer those of `output` come last.
 template <class T> struct ParameterGradients {
   int64_t of_weight, width;
   Buffer<T> weight, weight_bias, output;
@@ -85,7 +85,7 @@ template <class T> struct ParameterGradients {
   double output_bias = 0;
 
   explicit ParameterGradients(const Network<T> &net)
-      : of_weight(net.layers < 2 ? 0 : round_up(net.d, block_rows<T>) * net.width), width(net.layers < 2 ? 0 : net.width),
+      : of_weight(net.layers < 2 ? 0 : round_up(net.d, block_rows<T>) * net.width), width(net.width),
         weight(zeros<T>(of_weight)), weight_bias(zeros<T>(width)), output(zeros<T>(width)),
         weight_total(zeros<double>(of_weight)), weight_bias_total(zeros<double>(width)),
         output_total(zeros<double>(width)) {}
@@ -94,6 +94,14 @@ template <class T> struct ParameterGradients {
     end(of_weight, weight.get(), weight_total.get());
     end(width, weight_bias.get(), weight_bias_total.get());
     end(width, output.get(), output_total.get());
+  }
+
+  // Another thread's, all of whose panels have ended.
+  void add(const ParameterGradients &other) {
+    for (int64_t k = 0; k < of_weight; ++k) weight_total[k] += other.weight_total[k];
+    for (int64_t k = 0; k < width; ++k) weight_bias_total[k] += other.weight_bias_total[k];
+    for (int64_t k = 0; k < width; ++k) output_total[k] += other.output_total[k];
+    output_bias += other.output_bias;
   }
 
 private:
