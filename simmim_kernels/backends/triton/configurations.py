@@ -11,7 +11,7 @@ import triton
 from triton import knobs
 
 from ...problem import Problem
-from .sides import input_precision
+from .sides import input_precision, network_precision
 
 
 class Tile(NamedTuple):
@@ -111,6 +111,47 @@ STRIP_WIDTH = 8192
 STRIP_HEIGHT = 16384
 # The largest float32 accumulator beside half-precision gradients.
 ACCUMULATOR_BYTES = 512 * 2**20
+
+
+# Of networks: `own` x `other` pairs, which are the rows of the products, and `d` of the activations at a time. Of one
+# layer there are no products. Of two, forward and backward by the padded width, narrowest first; the widest activations
+# of a backward stay in registers beside the products.
+_ONE_LAYER = Tile(32, 32, 16, 8, 1)
+_TWO_LAYERS: dict[str, dict[int, tuple[Tile, Tile]]] = {
+    "half": {
+        128: (Tile(8, 16, 64, 8, 3), Tile(8, 16, 64, 8, 3)),
+        256: (Tile(8, 16, 64, 8, 3), Tile(8, 8, 64, 8, 3)),
+        512: (Tile(8, 8, 32, 8, 3), Tile(4, 8, 32, 8, 2)),
+    },
+    "tf32": {
+        128: (Tile(8, 16, 32, 8, 2), Tile(8, 8, 32, 8, 2)),
+        256: (Tile(8, 8, 32, 8, 2), Tile(8, 8, 32, 8, 2)),
+        512: (Tile(8, 8, 16, 8, 2), Tile(4, 8, 16, 8, 2)),
+    },
+    "ieee": {
+        128: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 8, 2)),
+        256: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 8, 2)),
+        512: (Tile(4, 4, 16, 8, 2), Tile(4, 4, 16, 8, 2)),
+    },
+}
+_INTERPRETED_NETWORK = Tile(8, 16, 16, 4, 1)
+# Scores of a network that are made before their parts are merged: its tiles are small, and the parts many.
+NETWORK_BLOCK = 4096
+
+
+def network_tile(problem: Problem, differentiates: bool) -> Tile:
+    row, d = architecture(problem.x.device), _padded(problem.x.shape[1])
+    if row == "interpreter":
+        return _INTERPRETED_NETWORK
+    if len(problem.parameters) == 2:
+        return _ONE_LAYER
+    kind = "half" if problem.parameters[0].dtype == torch.bfloat16 else network_precision(problem)
+    return next(tiles[differentiates] for width, tiles in _TWO_LAYERS[kind].items() if d <= width)
+
+
+def network_constants(tile: Tile, d: int) -> dict[str, Any]:
+    blocks = {"BI": tile.own, "BJ": tile.other, "BD": _padded(d), "BK": min(tile.d, _padded(d))}
+    return {**blocks, "num_warps": tile.warps, "num_stages": tile.stages}
 
 
 def without_tiles(device: torch.device) -> str | None:

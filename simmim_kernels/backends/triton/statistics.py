@@ -111,6 +111,19 @@ def _statistics_of_tiles(
     i0 = rows.start + tile_i * BI
     j0 = columns.start + tile_j * BJ
     products = products_of_tile(own, other, i0, j0, critic.d, BI, BJ, BD, EVEN_D, PRECISION)
+    store_parts_of_tile(products, own, other, critic, rows, columns, tile_i, tile_j, UNIT, FN, IDS, JOINT)
+
+
+@triton.jit
+def store_parts_of_tile(
+    products, own, other, critic, rows, columns, tile_i, tile_j, UNIT: tl.constexpr, FN: tl.constexpr,
+    IDS: tl.constexpr, JOINT: tl.constexpr,
+):  # fmt: skip
+    """One number for each row and column of a tile of products."""
+    BI: tl.constexpr = products.shape[0]
+    BJ: tl.constexpr = products.shape[1]
+    i0 = rows.start + tile_i * BI
+    j0 = columns.start + tile_j * BJ
     s = clamped_scores(unclamped_scores(products, own, other, i0, j0, critic, UNIT), critic, UNIT)
     if FN == "logsumexp":
         s = fill_left_out(s, -float("inf"), own, other, i0, j0, IDS, JOINT)
