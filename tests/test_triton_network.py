@@ -20,7 +20,7 @@ def small_blocks(small_tiles, monkeypatch):
 
 
 @pytest.mark.parametrize("options", WITHOUT_BIASES.values(), ids=list(WITHOUT_BIASES))
-@pytest.mark.parametrize(("fn", "dim"), [("logsumexp", 1), ("logsumexp", 0), ("logsumexp", (0, 1)), ("softplus", (0, 1))])
+@pytest.mark.parametrize(("fn", "dim"), [("logsumexp", 1), ("softplus", (0, 1))])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_options(layers, fn, dim, options):
     check_statistic(sk, NetworkCase(19, 37, 5, torch.float32, layers=layers, **options), fn, dim, "triton")

@@ -129,7 +129,8 @@ _TWO_LAYERS: dict[str, dict[int, tuple[Tile, Tile]]] = {
         512: (Tile(8, 8, 16, 8, 2), Tile(4, 8, 16, 8, 2)),
     },
     "ieee": {
-        128: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 8, 2)),
+        64: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 8, 2)),
+        128: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 4, 2)),
         256: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 8, 2)),
         512: (Tile(4, 4, 16, 8, 2), Tile(4, 4, 16, 8, 2)),
     },
@@ -152,6 +153,12 @@ def network_tile(problem: Problem, differentiates: bool) -> Tile:
 def network_constants(tile: Tile, d: int) -> dict[str, Any]:
     blocks = {"BI": tile.own, "BJ": tile.other, "BD": _padded(d), "BK": min(tile.d, _padded(d))}
     return {**blocks, "num_warps": tile.warps, "num_stages": tile.stages}
+
+
+def network_block(size: int) -> tuple[int, int]:
+    """Height and width of a backward's blocks of pairs, of `size` bytes each, in powers of two."""
+    width = 1 << (max(1, WEIGHTS_BYTES // size).bit_length() + 1) // 2
+    return max(1, WEIGHTS_BYTES // (size * width)), width
 
 
 def without_tiles(device: torch.device) -> str | None:

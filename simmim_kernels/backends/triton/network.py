@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...problem import Problem, total_gradient_dtype
@@ -27,6 +28,18 @@ from .network_kernels import (
 )
 from .sides import Critic, Side, network_precision, sides_of, with_upstream
 from .statistics import Merger, block_of, blocks, compile_time_options, tiles_of
+
+
+def _whole(problem: Problem) -> Problem:
+    """With hidden units that add nothing, to a multiple of 16: vector loads, and masks that take no registers."""
+    missing = -problem.x.shape[1] % 16
+    if not missing:
+        return problem
+    *hidden, output, output_bias = problem.parameters
+    if hidden:
+        hidden = [F.pad(hidden[0], (0, missing, 0, missing)), F.pad(hidden[1], (0, missing))]
+    x, y, output = (F.pad(t, (0, missing)) for t in (problem.x, problem.y, output))
+    return problem.replace(x=x, y=y, parameters=[*hidden, output, output_bias])
 
 
 def _network_of(problem: Problem) -> Network:
@@ -55,6 +68,7 @@ def _constants(problem: Problem, tile: Tile) -> dict[str, Any]:
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """Row and column statistics, empty where they are not wanted."""
+    problem = _whole(problem)
     tile = network_tile(problem, differentiates=False)
     own, other, critic, net = *sides_of(problem), _critic_of(problem), _network_of(problem)
     block = block_of(own, other, tile, configurations.NETWORK_BLOCK, configurations.NETWORK_BLOCK)
@@ -86,9 +100,7 @@ class _Backward:
         self.tile, self.net, self.critic = network_tile(p, differentiates=True), _network_of(p), _critic_of(p)
         self.constants, self.device, d = _constants(p, self.tile), p.x.device, self.critic.d
         size = 4 * d if self.net.weight is None else 2 * d * self.net.weight.dtype.itemsize
-        pairs = configurations.WEIGHTS_BYTES // size
-        width = min(self.other.size, max(self.tile.other, int(pairs**0.5)))
-        block = block_of(self.own, self.other, self.tile, max(self.tile.own, pairs // width), width)
+        block = block_of(self.own, self.other, self.tile, *configurations.network_block(size))
         wants = needs[2] and p.row_bias is not None, needs[3] and p.col_bias is not None
         biases = Merger(self.own, self.other, self.tile, block, wants)
         values = Merger(self.own, self.other, self.tile, block, (self.wants_value, False))
@@ -159,15 +171,26 @@ def backward(
     problem: Problem, rows: Tensor, columns: Tensor, grad_rows: Tensor, grad_columns: Tensor, needs: list[bool]
 ) -> list[Tensor | None]:
     """Gradients of `problem.differentiable`."""
-    left, right = sides_of(problem)
+    whole = _whole(problem)
+    left, right = sides_of(whole)
     left = with_upstream(problem, left, problem.wants_rows, rows, grad_rows)
     right = with_upstream(problem, right, problem.wants_columns, columns, grad_columns)
-    return _Backward(problem, left, right).run(needs)[1]
+    return _cut(problem, _Backward(whole, left, right).run(needs)[1])
 
 
 def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
     """The sum of a pointwise function over all pairs, and its gradients, from one look at the scores."""
-    value, found = _Backward(problem, *sides_of(problem), wants_value=True).run(needs)
+    whole = _whole(problem)
+    value, found = _Backward(whole, *sides_of(whole), wants_value=True).run(needs)
     assert value is not None
+    found = _cut(problem, found)
     dtype = total_gradient_dtype(problem.x.dtype)
     return value, [None if t is None else t.to(dtype) if k < 2 else t for k, t in enumerate(found)]
+
+
+def _cut(problem: Problem, gradients: list[Tensor | None]) -> list[Tensor | None]:
+    """Without those of the hidden units that `_whole` has put in."""
+    return [
+        None if gradient is None or tensor is None else gradient[tuple(map(slice, tensor.shape))]
+        for gradient, tensor in zip(gradients, problem.differentiable, strict=True)
+    ]
