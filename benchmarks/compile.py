@@ -92,7 +92,6 @@ def problems() -> Iterator[tuple[str, Problem, str]]:
     yield "log1mexp bf16 d=64", meta_problem(64, half, fn="log1mexp", dims="rows"), "highest"
     yield "log1mexp bf16 d=768", meta_problem(768, half, fn="log1mexp", dims="both"), "highest"
 
-
     for d in (64, 256, 300):
         yield f"network of 1 fp32 d={d}", meta_network(d, 1, single, dims="both"), "highest"
     for d in (20, 64, 128, 200, 256, 300, 512):

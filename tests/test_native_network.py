@@ -28,7 +28,17 @@ def test_options(layers, fn, dim, options, instruction_set):
 @pytest.mark.parametrize("dtype", ALL, ids=str)
 @pytest.mark.parametrize(
     ("n", "m", "d"),
-    [(1, 1, 1), (2, 3, 7), (17, 5, 16), (5, 95, 33), (97, 17, 64), (3, 1100, 17), (200, 97, 40), (5, 3, 512), (9, 6, 300)],
+    [
+        (1, 1, 1),
+        (2, 3, 7),
+        (17, 5, 16),
+        (5, 95, 33),
+        (97, 17, 64),
+        (3, 1100, 17),
+        (200, 97, 40),
+        (5, 3, 512),
+        (9, 6, 300),
+    ],
 )
 @pytest.mark.parametrize("layers", [1, 2])
 def test_shapes_and_dtypes(layers, n, m, d, dtype, instruction_set, threads):
@@ -79,7 +89,7 @@ def test_results_do_not_depend_on_who_was_faster(layers, threads):
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_what_is_not_finite(layers, instruction_set):
-    """NaN is seen in its row and in no other; a unit that is -inf in a row is off there, and its gradients are finite."""
+    """NaN is seen in its row and in no other; a unit that is -inf in a row is off there."""
     case = NetworkCase(7, 20, 6, layers=layers)
     with torch.no_grad():
         case.tensors["x"][2, 3] = math.nan

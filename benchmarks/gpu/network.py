@@ -18,6 +18,7 @@ from torch import Tensor
 import simmim_kernels as sk
 from simmim_kernels.comparison.measure import extra_bytes
 
+from ..cases import mlp_scores
 from .run import attempt
 
 DIM = 32
@@ -28,15 +29,6 @@ def inputs(n: int, m: int, hidden: int, layers: int, dtype: torch.dtype) -> tupl
     critic = sk.MLPCritic(DIM, DIM, hidden=hidden, layers=layers).to("cuda", dtype)
     x, y = (torch.randn(size, DIM, device="cuda").to(dtype).requires_grad_() for size in (n, m))
     return critic, x, y
-
-
-def dense_scores(critic: sk.MLPCritic, x: Tensor, y: Tensor) -> Tensor:
-    first, *later = critic.hidden_layers
-    weight_x, weight_y = first.weight.split([DIM, DIM], dim=1)
-    hidden = (F.linear(x, weight_x)[:, None] + F.linear(y, weight_y, first.bias)).relu()
-    for layer in later:
-        hidden = layer(hidden).relu()
-    return critic.output(hidden).squeeze(2)
 
 
 def values_and_gradients(rows: Tensor, columns: Tensor, leaves: list[Tensor]) -> list[Tensor]:
@@ -58,16 +50,14 @@ def check(n: int, m: int, hidden: int, layers: int, dtype: torch.dtype) -> dict:
     critic, x, y = inputs(n, m, hidden, layers, dtype)
     leaves = [x, y, *critic.parameters()]
     got = values_and_gradients(*critic(x, y).logsumexps(backend="triton"), leaves)
-    s = dense_scores(critic, x, y)
+    s = mlp_scores(critic, x, y)
     low = values_and_gradients(s.logsumexp(1), s.logsumexp(0), leaves)
     wide = inputs(n, m, hidden, layers, dtype)[0].double()
     x64, y64 = (t.detach().double().requires_grad_() for t in (x, y))
-    s = dense_scores(wide, x64, y64)
+    s = mlp_scores(wide, x64, y64)
     want = values_and_gradients(s.logsumexp(1), s.logsumexp(0), [x64, y64, *wide.parameters()])
     names = ["rows", "columns", "x", "y", *(name for name, _ in critic.named_parameters())]
-    ours, dense = (
-        {k: error(a, b) for k, a, b in zip(names, values, want, strict=True)} for values in (got, low)
-    )
+    ours, dense = ({k: error(a, b) for k, a, b in zip(names, values, want, strict=True)} for values in (got, low))
     floor = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 1e-5}[dtype]
     return {"ours": ours, "dense": dense, "right": all(ours[k] <= 2 * dense[k] + floor for k in names)}
 
@@ -94,7 +84,7 @@ def timed(n: int, hidden: int, layers: int) -> dict:
             return torch.autograd.grad(sk.bounds.infonce(critic(x, y)), leaves)
 
     def dense() -> object:
-        loss = F.cross_entropy(dense_scores(critic, x, y).float(), torch.arange(n, device="cuda"))
+        loss = F.cross_entropy(mlp_scores(critic, x, y).float(), torch.arange(n, device="cuda"))
         return torch.autograd.grad(loss, leaves)
 
     result: dict = {}

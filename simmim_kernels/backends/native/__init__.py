@@ -68,7 +68,8 @@ class _Call:
         self.struct = ProblemStruct(  # by place: names take their time, of which a small problem sees much
             x.shape[0], y.shape[0], x.shape[1], x.data_ptr(), y.data_ptr(), *x.stride(), *y.stride(),
             _DTYPES[x.dtype], _FUNCTIONS[p.fn], _JOINT[p.joint], symmetric, torch.get_num_threads(), layers,
-            1.0 if layers else p.parameters[0].item(), p.lo, p.hi, self.point(p.row_bias, dtype), self.point(p.col_bias, dtype),
+            1.0 if layers else p.parameters[0].item(), p.lo, p.hi,
+            self.point(p.row_bias, dtype), self.point(p.col_bias, dtype),
             self.point(p.positives, torch.int64), self.point(p.row_ids, torch.int64),
             self.point(p.col_ids, torch.int64), 0 if p.row_ids is None else len(p.row_ids), p.grouped,
         )  # fmt: skip

@@ -1,7 +1,8 @@
 """Fused kernels for NVIDIA (sm_80 and later) and AMD (gfx942) GPUs, in Triton.
 
 forward -> statistics.py, gradients -> gradients.py; both hand a problem to kernels as sides.py says, whose tiles are
-computed in tile.py; those of the concatenated MLP are in network.py and network_kernels.py. Kernels are imported when first needed: Triton is not everywhere, and slow to import.
+computed in tile.py; those of the concatenated MLP are in network.py and network_kernels.py. Kernels are imported when
+first needed: Triton is not everywhere, and slow to import.
 """
 
 import importlib.util
@@ -45,7 +46,9 @@ def supports(problem: Problem) -> str | None:
     if layers > _MOST_LAYERS:
         return f"a concatenated MLP of {layers} hidden layers has no Triton kernel, those of 1 and 2 have"
     if layers == 2 and problem.x.shape[1] > _WIDEST:
-        return f"a concatenated MLP of 2 hidden layers has Triton kernels up to {_WIDEST} units, not {problem.x.shape[1]}"
+        return (
+            f"a concatenated MLP of 2 hidden layers has Triton kernels up to {_WIDEST} units, not {problem.x.shape[1]}"
+        )
     if problem.fn not in _FUNCTIONS:
         return f"the function {problem.fn!r} has no Triton kernel"
     if problem.x.dtype == torch.float64:

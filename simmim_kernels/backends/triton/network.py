@@ -1,6 +1,7 @@
 """The concatenated MLP: pairs scored by a network of one hidden layer or two, from its first layer's two halves.
 
-    s_ij = output . relu(x_i + y_j) + output_bias,   or   output . relu(weight relu(x_i + y_j) + weight_bias) + output_bias
+    s_ij = output . relu(x_i + y_j) + output_bias                                   of one layer
+    s_ij = output . relu(weight relu(x_i + y_j) + weight_bias) + output_bias        of two
 
 The forward writes no activations. The backward of two layers writes, of one block of pairs at a time, the first
 activations and the gradient of the second sums, of which the vendor's library makes the weight's gradient; a second
@@ -153,8 +154,8 @@ class _Backward:
         if net.weight is not None:
             names = ("BI", "BJ", "BD", "BK", "PRECISION", "num_warps", "num_stages", "device")
             constants = {name: self.constants[name] for name in names}
-            arguments = (self.own, self.other, net, parts, rows.start, columns.start, *tiles, d)
-            launch(gradients_of_first_sums, (programs,), *arguments, **constants)
+            places = (rows.start, columns.start, *tiles)
+            launch(gradients_of_first_sums, (programs,), self.own, self.other, net, parts, *places, d, **constants)
             total = self.sums.setdefault("weight", torch.zeros((d, d), device=self.device))
             add_product(total, parts.second.T, parts.first, first=False)
             count(2 * pairs * d**2)
@@ -191,6 +192,6 @@ def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, li
 def _cut(problem: Problem, gradients: list[Tensor | None]) -> list[Tensor | None]:
     """Without those of the hidden units that `_whole` has put in."""
     return [
-        None if gradient is None or tensor is None else gradient[tuple(map(slice, tensor.shape))]
+        None if gradient is None or tensor is None else gradient[tuple(map(slice, tensor.shape))].contiguous()
         for gradient, tensor in zip(gradients, problem.differentiable, strict=True)
     ]
