@@ -14,8 +14,8 @@ from torch import Tensor
 from ...problem import Problem
 
 _NETWORK = "concatenated_mlp"
-# Hidden layers of a network that there are kernels for, and the most hidden units of those of two.
-_MOST_LAYERS, _WIDEST = 2, 512
+# Hidden layers of a network that there are kernels for, and the most units of those of two.
+_MOST_LAYERS, _WIDEST = 2, 256
 # What pointwise.py here has device code for.
 _FUNCTIONS = ("logsumexp", "identity", "softplus", "square", "log1mexp")
 
@@ -45,10 +45,9 @@ def supports(problem: Problem) -> str | None:
     layers = len(problem.parameters) // 2 if problem.form == _NETWORK else 0
     if layers > _MOST_LAYERS:
         return f"a concatenated MLP of {layers} hidden layers has no Triton kernel, those of 1 and 2 have"
-    if layers == 2 and problem.x.shape[1] > _WIDEST:
-        return (
-            f"a concatenated MLP of 2 hidden layers has Triton kernels up to {_WIDEST} units, not {problem.x.shape[1]}"
-        )
+    units = problem.x.shape[1]
+    if layers == 2 and units > _WIDEST:
+        return f"a concatenated MLP of 2 hidden layers has Triton kernels up to {_WIDEST} units, not {units}"
     if problem.fn not in _FUNCTIONS:
         return f"the function {problem.fn!r} has no Triton kernel"
     if problem.x.dtype == torch.float64:

@@ -114,26 +114,37 @@ ACCUMULATOR_BYTES = 512 * 2**20
 
 
 # Of networks: `own` x `other` pairs, which are the rows of the products, and `d` of the activations at a time. Of one
-# layer there are no products. Of two, forward and backward by the padded width, narrowest first; the widest activations
-# of a backward stay in registers beside the products.
+# layer there are no products. Of two, forward and backward by the padded width, narrowest first; the activations of a
+# backward stay in registers beside the products.
 _ONE_LAYER = Tile(32, 32, 16, 8, 1)
-_TWO_LAYERS: dict[str, dict[int, tuple[Tile, Tile]]] = {
+_TwoLayers = dict[str, dict[int, tuple[Tile, Tile]]]
+_EXACT_NETWORK = {
+    64: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 8, 2)),
+    128: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 4, 2)),
+    256: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 8, 2)),
+}
+_HOPPER_NETWORK: _TwoLayers = {
     "half": {
         128: (Tile(8, 16, 64, 8, 3), Tile(8, 16, 64, 8, 3)),
         256: (Tile(8, 16, 64, 8, 3), Tile(8, 8, 64, 8, 3)),
-        512: (Tile(8, 8, 32, 8, 3), Tile(4, 8, 32, 8, 2)),
     },
     "tf32": {
         128: (Tile(8, 16, 32, 8, 2), Tile(8, 8, 32, 8, 2)),
         256: (Tile(8, 8, 32, 8, 2), Tile(8, 8, 32, 8, 2)),
-        512: (Tile(8, 8, 16, 8, 2), Tile(4, 8, 16, 8, 2)),
     },
-    "ieee": {
-        64: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 8, 2)),
+    "ieee": _EXACT_NETWORK,
+}
+# What fits everywhere else.
+_OTHER_NETWORK: _TwoLayers = {
+    "half": {
+        128: (Tile(8, 8, 32, 8, 2), Tile(8, 8, 32, 8, 2)),
+        256: (Tile(4, 8, 32, 8, 2), Tile(4, 8, 32, 8, 2)),
+    },
+    "tf32": {
         128: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 4, 2)),
         256: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 8, 2)),
-        512: (Tile(4, 4, 16, 8, 2), Tile(4, 4, 16, 8, 2)),
     },
+    "ieee": _EXACT_NETWORK,
 }
 _INTERPRETED_NETWORK = Tile(8, 16, 16, 4, 1)
 # Scores of a network that are made before their parts are merged: its tiles are small, and the parts many.
@@ -147,7 +158,8 @@ def network_tile(problem: Problem, differentiates: bool) -> Tile:
     if len(problem.parameters) == 2:
         return _ONE_LAYER
     kind = "half" if problem.parameters[0].dtype == torch.bfloat16 else network_precision(problem)
-    return next(tiles[differentiates] for width, tiles in _TWO_LAYERS[kind].items() if d <= width)
+    table = _HOPPER_NETWORK if row == "90" else _OTHER_NETWORK
+    return next(tiles[differentiates] for width, tiles in table[kind].items() if d <= width)
 
 
 def network_constants(tile: Tile, d: int) -> dict[str, Any]:
