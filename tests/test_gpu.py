@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from truth import OPTIONS, Case, assert_close, check_statistic, error
+from truth import OPTIONS, Case, NetworkCase, assert_close, check_statistic, error
 
 import simmim_kernels as sk
 from simmim_kernels.backends.triton import launch
@@ -46,6 +46,15 @@ def test_options_in_a_fixed_order(options):
 def test_options_of_tiled(options):
     check_statistic(sk, Case(337, 453, 5, device="cuda", **options), "logsumexp", 1, "tiled")
     check_statistic(sk, Case(337, 453, 5, device="cuda", **options), "softplus", (0, 1), "tiled")
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+@pytest.mark.parametrize(("layers", "d"), [(1, 72), (2, 72), (2, 256)])
+def test_networks(layers, d, options):
+    options = {**options, "biases": False}
+    check_statistic(
+        sk, NetworkCase(137, 253, d, torch.float32, device="cuda", layers=layers, **options), "logsumexp", 1, "triton"
+    )
 
 
 SIZES = (1, 17, 64, 129, 1000)

@@ -1,5 +1,7 @@
 """The concatenated MLP on the Triton backend, of one hidden layer and of two, against dense float64."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from truth import OPTIONS, NetworkCase, check_statistic
@@ -55,3 +57,15 @@ def test_a_planted_error_is_seen(monkeypatch, name):
     monkeypatch.setattr(BACKENDS["triton"], "backward", off)
     with pytest.raises(AssertionError, match=f"{name}: error"):
         check_statistic(sk, NetworkCase(20, 30, 5, torch.float32, layers=2), "logsumexp", 1, "triton")
+
+
+def test_the_check_on_a_gpu_sees_a_planted_error(monkeypatch):
+    """benchmarks/gpu/network.py's, here on the CPU."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    from benchmarks.gpu import network
+
+    monkeypatch.setattr(network, "DEVICE", "cpu")
+    assert network.check(19, 37, 20, 2, torch.bfloat16)["right"]
+    forward = BACKENDS["triton"].forward
+    monkeypatch.setattr(BACKENDS["triton"], "forward", lambda problem: [t + 0.1 for t in forward(problem)])
+    assert not network.check(19, 37, 20, 2, torch.bfloat16)["right"]

@@ -21,13 +21,13 @@ from simmim_kernels.comparison.measure import extra_bytes
 from ..cases import mlp_scores
 from .run import attempt
 
-DIM = 32
+DEVICE, DIM = "cuda", 32
 
 
 def inputs(n: int, m: int, hidden: int, layers: int, dtype: torch.dtype) -> tuple[sk.MLPCritic, Tensor, Tensor]:
     torch.manual_seed(0)
-    critic = sk.MLPCritic(DIM, DIM, hidden=hidden, layers=layers).to("cuda", dtype)
-    x, y = (torch.randn(size, DIM, device="cuda").to(dtype).requires_grad_() for size in (n, m))
+    critic = sk.MLPCritic(DIM, DIM, hidden=hidden, layers=layers).to(DEVICE, dtype)
+    x, y = (torch.randn(size, DIM, device=DEVICE).to(dtype).requires_grad_() for size in (n, m))
     return critic, x, y
 
 
@@ -84,14 +84,14 @@ def timed(n: int, hidden: int, layers: int) -> dict:
             return torch.autograd.grad(sk.bounds.infonce(critic(x, y)), leaves)
 
     def dense() -> object:
-        loss = F.cross_entropy(mlp_scores(critic, x, y).float(), torch.arange(n, device="cuda"))
+        loss = F.cross_entropy(mlp_scores(critic, x, y).float(), torch.arange(n, device=DEVICE))
         return torch.autograd.grad(loss, leaves)
 
     result: dict = {}
     for name, function in (("ours", ours), ("dense", dense)):
         torch.cuda.empty_cache()
         result[f"{name}_ms"], failure = attempt(lambda f=function: median(milliseconds(f, 5)))
-        result[f"{name}_extra_mb"] = None if failure else extra_bytes(function, "cuda") / 1e6
+        result[f"{name}_extra_mb"] = None if failure else extra_bytes(function, DEVICE) / 1e6
         result |= {f"{name}_failure": failure} if failure else {}
     if result["ours_ms"] and result["dense_ms"]:
         result["ratio"] = result["ours_ms"] / result["dense_ms"]
