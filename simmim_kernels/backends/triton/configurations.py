@@ -123,8 +123,10 @@ _EXACT_NETWORK = {
     128: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 4, 2)),
     256: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 8, 2)),
 }
-_HOPPER_NETWORK: _TwoLayers = {
+# Of Hopper and Blackwell, whose matrix instructions take 64 rows at least.
+_WARPGROUP_NETWORK: _TwoLayers = {
     "half": {
+        64: (Tile(8, 16, 64, 8, 3), Tile(8, 8, 64, 8, 3)),
         128: (Tile(8, 16, 64, 8, 3), Tile(8, 16, 64, 8, 3)),
         256: (Tile(8, 16, 64, 8, 3), Tile(8, 8, 64, 8, 3)),
     },
@@ -158,7 +160,7 @@ def network_tile(problem: Problem, differentiates: bool) -> Tile:
     if len(problem.parameters) == 2:
         return _ONE_LAYER
     kind = "half" if problem.parameters[0].dtype == torch.bfloat16 else network_precision(problem)
-    table = _HOPPER_NETWORK if row == "90" else _OTHER_NETWORK
+    table = _WARPGROUP_NETWORK if row in ("90", "100") else _OTHER_NETWORK
     return next(tiles[differentiates] for width, tiles in table[kind].items() if d <= width)
 
 
