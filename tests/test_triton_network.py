@@ -18,7 +18,7 @@ WITHOUT_BIASES = {name: {**options, "biases": False} for name, options in OPTION
 def small_blocks(small_tiles, monkeypatch):
     """Blocks of a few tiles, so that small problems have seams in both directions."""
     monkeypatch.setattr(configurations, "NETWORK_BLOCK", 32)
-    monkeypatch.setattr(configurations, "WEIGHTS_BYTES", 2**15)
+    monkeypatch.setattr(configurations, "NETWORK_BYTES", 2**11)
 
 
 @pytest.mark.parametrize("options", WITHOUT_BIASES.values(), ids=list(WITHOUT_BIASES))
@@ -31,7 +31,8 @@ def test_options(layers, fn, dim, options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (2, 3, 7), (17, 5, 16), (5, 65, 33), (33, 17, 64)])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_shapes_and_dtypes(layers, n, m, d, dtype):
+def test_shapes_and_dtypes(layers, n, m, d, dtype, monkeypatch):
+    monkeypatch.setattr(configurations, "NETWORK_BYTES", 2**16)
     case = NetworkCase(n, m, d, dtype, layers=layers)
     for fn, dim in (("logsumexp", 1), ("square", 0), ("softplus", (0, 1))):
         check_statistic(sk, case, fn, dim, "triton")

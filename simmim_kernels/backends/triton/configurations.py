@@ -151,6 +151,8 @@ _OTHER_NETWORK: _TwoLayers = {
 _INTERPRETED_NETWORK = Tile(8, 16, 16, 4, 1)
 # Scores of a network that are made before their parts are merged: its tiles are small, and the parts many.
 NETWORK_BLOCK = 4096
+# What a network's backward writes of a block of pairs: the more, the fewer launches.
+NETWORK_BYTES = 256 * 2**20
 
 
 def network_tile(problem: Problem, differentiates: bool) -> Tile:
@@ -170,9 +172,9 @@ def network_constants(tile: Tile, d: int) -> dict[str, Any]:
 
 
 def network_block(size: int) -> tuple[int, int]:
-    """Height and width of a backward's blocks of pairs, of `size` bytes each, in powers of two."""
-    width = 1 << (max(1, WEIGHTS_BYTES // size).bit_length() + 1) // 2
-    return max(1, WEIGHTS_BYTES // (size * width)), width
+    """Height and width of a backward's blocks of pairs, each of which takes `size` bytes; powers of two."""
+    width = 1 << (max(1, NETWORK_BYTES // size).bit_length() + 1) // 2
+    return max(1, NETWORK_BYTES // (size * width)), width
 
 
 def without_tiles(device: torch.device) -> str | None:

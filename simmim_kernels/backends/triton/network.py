@@ -100,8 +100,7 @@ class _Backward:
         p = self.problem
         self.tile, self.net, self.critic = network_tile(p, differentiates=True), _network_of(p), _critic_of(p)
         self.constants, self.device, d = _constants(p, self.tile), p.x.device, self.critic.d
-        size = 4 * d if self.net.weight is None else 2 * d * self.net.weight.dtype.itemsize
-        block = block_of(self.own, self.other, self.tile, *configurations.network_block(size))
+        block = block_of(self.own, self.other, self.tile, *configurations.network_block(self._bytes_of_pair()))
         wants = needs[2] and p.row_bias is not None, needs[3] and p.col_bias is not None
         biases = Merger(self.own, self.other, self.tile, block, wants)
         values = Merger(self.own, self.other, self.tile, block, (self.wants_value, False))
@@ -121,6 +120,12 @@ class _Backward:
         made = [dx, dy, biases.own if wants[0] else None, biases.other if wants[1] else None, *parameters]
         found = [gradient if need else None for gradient, need in zip(made, needs, strict=True)]
         return values.own.sum() if self.wants_value else None, found
+
+    def _bytes_of_pair(self) -> int:
+        """Of a pair's share in `Parts`, at least 1."""
+        sums = 4 * self.critic.d * (self.tile.own + self.tile.other) // (self.tile.own * self.tile.other)
+        activations = 0 if self.net.weight is None else 2 * self.critic.d * self.net.weight.dtype.itemsize
+        return max(1, sums + activations)
 
     def _empty(self, *size: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(size, dtype=dtype, device=self.device)
@@ -156,8 +161,10 @@ class _Backward:
             constants = {name: self.constants[name] for name in names}
             places = (rows.start, columns.start, *tiles)
             launch(gradients_of_first_sums, (programs,), self.own, self.other, net, parts, *places, d, **constants)
-            total = self.sums.setdefault("weight", torch.zeros((d, d), device=self.device))
-            add_product(total, parts.second.T, parts.first, first=False)
+            first = "weight" not in self.sums
+            if first:
+                self.sums["weight"] = self._empty(d, d)
+            add_product(self.sums["weight"], parts.second.T, parts.first, first)
             count(2 * pairs * d**2)
         for name in ("output", "output_bias", "weight_bias"):
             lines = getattr(parts, name)
