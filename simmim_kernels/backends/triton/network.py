@@ -18,7 +18,7 @@ from torch import Tensor
 from ...problem import Problem, total_gradient_dtype
 from . import configurations
 from .configurations import Tile, network_tile
-from .launch import add_product, count, launch
+from .launch import count, launch, long_product
 from .network_kernels import (
     Network,
     Parts,
@@ -29,6 +29,9 @@ from .network_kernels import (
 )
 from .sides import Critic, Side, network_precision, sides_of, with_upstream
 from .statistics import Merger, block_of, blocks, compile_time_options, tiles_of
+
+# Of the weight's gradient, for a few hundred multiprocessors: a tile has a multiple of 16 pairs.
+_PIECES = 32
 
 
 def _whole(problem: Problem) -> Problem:
@@ -127,6 +130,9 @@ class _Backward:
         activations = 0 if self.net.weight is None else 2 * self.critic.d * self.net.weight.dtype.itemsize
         return max(1, sums + activations)
 
+    def _add(self, name: str, part: Tensor) -> None:
+        self.sums[name] = part if name not in self.sums else self.sums[name] + part
+
     def _empty(self, *size: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(size, dtype=dtype, device=self.device)
 
@@ -161,16 +167,12 @@ class _Backward:
             constants = {name: self.constants[name] for name in names}
             places = (rows.start, columns.start, *tiles)
             launch(gradients_of_first_sums, (programs,), self.own, self.other, net, parts, *places, d, **constants)
-            first = "weight" not in self.sums
-            if first:
-                self.sums["weight"] = self._empty(d, d)
-            add_product(self.sums["weight"], parts.second.T, parts.first, first)
             count(2 * pairs * d**2)
+            self._add("weight", long_product(parts.second, parts.first, min(_PIECES, pairs // 16)))
         for name in ("output", "output_bias", "weight_bias"):
             lines = getattr(parts, name)
             if lines is not None:
-                part = lines.sum(0)
-                self.sums[name] = part if name not in self.sums else self.sums[name] + part
+                self._add(name, lines.sum(0))
         dx[rows] += parts.own.sum(0)[: rows.stop - rows.start]
         dy[columns] += parts.other.sum(0)[: columns.stop - columns.start]
 
