@@ -58,6 +58,16 @@ def _smile(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     return -sk.bounds.smile(sk.DotCritic(scale)(x, y))
 
 
+def mlp_scores(critic: sk.MLPCritic, x: Tensor, y: Tensor) -> Tensor:
+    """(N, M) scores by the network as it stands, in plain PyTorch, with its first layer split by operand."""
+    first, *later = critic.hidden_layers
+    weight_x, weight_y = first.weight.split([critic.dim_x, critic.dim_y], dim=1)
+    hidden = (F.linear(x, weight_x)[:, None] + F.linear(y, weight_y, first.bias)).relu()
+    for layer in later:
+        hidden = layer(hidden).relu()
+    return critic.output(hidden).squeeze(2)
+
+
 CASES = [
     *(clip(64, d) for d in (512, 64)),
     clip(256, 512, ratio=1.1),

@@ -27,7 +27,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from simmim_kernels.backends.triton import configurations, cross_entropy, gradients, statistics
+from simmim_kernels.backends import triton as backend
+from simmim_kernels.backends.triton import configurations
 from simmim_kernels.problem import Problem
 
 TARGETS = ("cuda:80", "cuda:86", "cuda:90", "cuda:100", "hip:gfx942")
@@ -91,6 +92,17 @@ def problems() -> Iterator[tuple[str, Problem, str]]:
     yield "log1mexp bf16 d=64", meta_problem(64, half, fn="log1mexp", dims="rows"), "highest"
     yield "log1mexp bf16 d=768", meta_problem(768, half, fn="log1mexp", dims="both"), "highest"
 
+    for d in (64, 256, 300):
+        yield f"network of 1 fp32 d={d}", meta_network(d, 1, single, dims="both"), "highest"
+    for d in (20, 64, 128, 200, 256):
+        yield f"network of 2 bf16 d={d}", meta_network(d, 2, half, dims="both"), "highest"
+        yield f"network of 2 tf32 d={d}", meta_network(d, 2, single, dims="both"), "high"
+        yield f"network of 2 fp32 d={d}", meta_network(d, 2, single, dims="both"), "highest"
+    ids = {"row_ids": _meta(2, 4096, dtype=torch.int64), "col_ids": _meta(2, 4096, dtype=torch.int64)}
+    for layers in (1, 2):
+        options = {"joint": "left_out", "lo": -5.0, "hi": 5.0, **ids}
+        yield f"network of {layers}, all options", meta_network(256, layers, half, fn="softplus", **options), "highest"
+
 
 def _meta(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(size, dtype=dtype, device="meta")
@@ -98,6 +110,13 @@ def _meta(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def meta_problem(d: int, dtype: torch.dtype, n: int = 4096, m: int | None = None, **options) -> Problem:
     return Problem(_meta(n, d, dtype=dtype), _meta(m or n, d, dtype=dtype), [_meta()], **options)
+
+
+def meta_network(d: int, layers: int, dtype: torch.dtype, n: int = 4096, **options) -> Problem:
+    """A concatenated MLP's, with halves in float32 as MLPCritic has them, and parameters in a dtype."""
+    sizes = [(d, d), (d,)] * (layers - 1) + [(1, d), (1,)]
+    parameters = [_meta(*size, dtype=dtype) for size in sizes]
+    return Problem(_meta(n, d), _meta(n, d), parameters, form="concatenated_mlp", **options)
 
 
 class _Driver:
@@ -183,19 +202,19 @@ def _launch_all(problem: Problem, modes: tuple[bool, ...] = (False, True)) -> No
     Of log-sum-exps without the joint pairs these are cross entropies.
     """
     needs = [tensor is not None for tensor in problem.differentiable]
-    found = statistics.forward(problem)
+    found = backend.forward(problem)
     upstream = [torch.empty_like(statistic) for statistic in found]
-    entropies = problem.fn == "logsumexp" and problem.joint == "left_out"
+    entropies = problem.fn == "logsumexp" and problem.joint == "left_out" and problem.form == "inner_product"
     if entropies:
-        made, kept = cross_entropy.cross_entropies(problem, needs_gradients=True)
+        made, kept = backend.cross_entropies(problem, needs_gradients=True)
     for deterministic in modes:
         torch.use_deterministic_algorithms(deterministic)
         if entropies:
-            cross_entropy.cross_entropy_gradients(problem, kept, torch.empty_like(made), needs)
+            backend.cross_entropy_gradients(problem, kept, torch.empty_like(made), needs)
         elif problem.fn == "logsumexp":
-            gradients.backward(problem, *found, *upstream, needs)
+            backend.backward(problem, *found, *upstream, needs)
         else:
-            gradients.value_and_gradients(problem, needs)
+            backend.value_and_gradients(problem, needs)
     torch.use_deterministic_algorithms(False)
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 # Imported first: it has Triton compile for GPUs rather than interpret.
-from .compile import compiling_for, gradients, meta_problem, statistics
+from .compile import backend, compiling_for, meta_problem
 
 
 class Allocations(TorchDispatchMode):
@@ -56,9 +56,9 @@ def extra_megabytes(n: int, d: int, deterministic: bool = False) -> float:
     needs = [tensor is not None for tensor in problem.differentiable]
     torch.use_deterministic_algorithms(deterministic)
     with compiling_for("cuda:90", []), Allocations(problem.x, problem.y) as allocations:
-        found = statistics.forward(problem)
+        found = backend.forward(problem)
         upstream = [torch.empty_like(statistic) for statistic in found]
-        made = gradients.backward(problem, *found, *upstream, needs)
+        made = backend.backward(problem, *found, *upstream, needs)
     torch.use_deterministic_algorithms(False)
     return (allocations.peak - sum(g.nbytes for g in made if g is not None)) / 1e6
 

@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 
 import simmim_kernels as sk
+from simmim_kernels.backends import BACKENDS
 from simmim_kernels.commands import estimate as estimate_command
 from simmim_kernels.commands.command_line import main
 
@@ -220,7 +221,8 @@ def test_a_json_that_cannot_be_written_is_refused_before_the_work(pairs, monkeyp
     assert capsys.readouterr().err == f"simmim-kernels estimate: {file} cannot be written: {reason}\n"
 
 
-def test_a_backend_that_cannot_run_the_critic_is_refused(pairs, capsys):
+def test_a_backend_that_cannot_run_the_critic_is_refused(pairs, monkeypatch, capsys):
+    monkeypatch.setattr(BACKENDS["native"], "supports", lambda problem: "it has had enough")
     assert main(["estimate", "x.npy", "y.npy", *QUICK, "--backend", "native", "--critic", "mlp"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(

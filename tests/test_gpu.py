@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from truth import OPTIONS, Case, assert_close, check_statistic, error
+from truth import OPTIONS, Case, NetworkCase, assert_close, check_statistic, error
 
 import simmim_kernels as sk
 from simmim_kernels.backends import cuda
@@ -59,6 +59,15 @@ def test_options_of_cuda(n, m, d, dim, options):
     if cuda.supports(case.scores(sk)._problem) is not None:
         pytest.skip("no Hopper GPU")
     check_statistic(sk, case, "logsumexp", dim, "cuda")
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+@pytest.mark.parametrize(("layers", "d"), [(1, 72), (2, 72), (2, 256)])
+def test_networks(layers, d, options):
+    options = {**options, "biases": False}
+    check_statistic(
+        sk, NetworkCase(137, 253, d, torch.float32, device="cuda", layers=layers, **options), "logsumexp", 1, "triton"
+    )
 
 
 SIZES = (1, 17, 64, 129, 1000)

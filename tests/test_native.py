@@ -253,7 +253,6 @@ def test_pointwise_functions_over_their_range(fn, instruction_set):
 
 def test_it_is_the_default_on_the_cpu():
     assert select(Case(4, 4, 3).scores(sk)._problem) == "native"
-    assert select(sk.MLPCritic(3, 3, hidden=4)(torch.randn(4, 3), torch.randn(4, 3))._problem) == "tiled"
 
 
 def test_the_instruction_set_in_use(instruction_set):

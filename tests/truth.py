@@ -80,10 +80,10 @@ class Case:
         if self.mirrored:
             self.col_groups = self.row_groups
 
-    def scores(self, sk):
-        """The case through the package."""
+    def of_all_pairs(self, sk):
+        """The case through the package, before clamp and exclusions."""
         t = self.tensors
-        s = sk.PairwiseScores(
+        return sk.PairwiseScores(
             t["x"],
             t.get("y", t["x"]),
             scale=t["scale"],
@@ -91,6 +91,10 @@ class Case:
             col_bias=t.get("row_bias" if self.mirrored else "col_bias"),
             positives=None if self.column is None else self.column.to(self.device),
         )
+
+    def scores(self, sk):
+        """The case through the package."""
+        s = self.of_all_pairs(sk)
         if self.clamp:
             s = s.clamp(*self.clamp)
         for k in range(self.ids):
@@ -141,6 +145,37 @@ class Case:
             sign[self.joint_pairs()] = -1.0
             s = sign * s
         return torch.where(mask, 0.0, POINTWISE[fn](torch.where(mask, -1.0, s))).sum(dim)
+
+
+@dataclass
+class NetworkCase(Case):
+    """Scores of a network of one or two hidden layers, `d` wide, from its first layer's halves x and y."""
+
+    layers: int = 2
+
+    def __post_init__(self):
+        super().__post_init__()
+        g = torch.Generator().manual_seed(self.seed + 1)
+        made = {"output": torch.randn(1, self.d, generator=g, dtype=torch.float64) / self.d**0.5}
+        if self.layers == 2:
+            made["weight"] = torch.randn(self.d, self.d, generator=g, dtype=torch.float64) * (2 / self.d) ** 0.5
+            made["weight_bias"] = torch.randn(self.d, generator=g, dtype=torch.float64) / 4
+        made["output_bias"] = torch.tensor([0.3], dtype=torch.float64)
+        low = self.tensors.pop("scale").dtype
+        self.tensors |= {k: v.to(self.device, low).requires_grad_() for k, v in made.items()}
+
+    def of_all_pairs(self, sk):
+        t = self.tensors
+        names = ("weight", "weight_bias", "output", "output_bias")
+        positives = None if self.column is None else self.column.to(self.device)
+        return sk.PairwiseScores.of_mlp(t["x"], t["y"], [t[name] for name in names if name in t], positives)
+
+    def dense(self, t: dict[str, Tensor]) -> Tensor:
+        hidden = (t["x"][:, None] + t["y"]).relu()
+        if self.layers == 2:
+            hidden = F.linear(hidden, t["weight"], t["weight_bias"]).relu()
+        s = F.linear(hidden, t["output"], t["output_bias"]).squeeze(2)
+        return s.clamp(*self.clamp) if self.clamp else s
 
 
 def run(sk, scores, fn: str, dim, backend: str) -> Tensor:

@@ -8,10 +8,11 @@
 //
 // Of symmetric scores only the pairs on and above the diagonal are looked at. One above it stands for its mirror image,
 // too: what it adds to its column is added to the row of that number.
+//
+// Where a network scores the pairs (network.hpp), it makes a tile's scores and takes the weights in place of products.
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <limits>
 #include <memory>
 #include <new>
@@ -24,6 +25,8 @@
 #endif
 
 #include "blocks.hpp"
+#include "memory.hpp"
+#include "network.hpp"
 #include "table.hpp"
 #include "threads.hpp"
 #include "vector_math.hpp"
@@ -48,6 +51,9 @@ static_assert(in_whole_blocks<bfloat16>);
 // panel_step columns each.
 constexpr int64_t workspace = 64 << 20;
 
+// Bytes of a network's second activations that a tile keeps from its scores to its gradients.
+constexpr int64_t kept_activations = 512 << 10;
+
 // Spread of a tile's references for which one exponential serves rows and columns: in nats, far within float32.
 constexpr double shared_spread = 40;
 
@@ -61,17 +67,6 @@ public:
   ~FlushDenormals() { _mm_setcsr(before_); }
 #endif
 };
-
-struct Free {
-  void operator()(void *memory) const { std::free(memory); }
-};
-template <class T> using Buffer = std::unique_ptr<T[], Free>;
-
-template <class T> Buffer<T> allocate(int64_t size) {
-  void *memory = nullptr;
-  if (posix_memalign(&memory, 64, std::max<int64_t>(size, 1) * sizeof(T))) throw std::bad_alloc();
-  return Buffer<T>(static_cast<T *>(memory));
-}
 
 template <class T> constexpr T infinity = std::numeric_limits<T>::infinity();
 
@@ -100,6 +95,7 @@ template <class E> struct Typed {
   Features x, y;
   int64_t depth, width;  // of features, in whole steps and in whole blocks
   int64_t kept_row;      // of scores that are kept
+  std::unique_ptr<const Network<T>> network;  // or none, for inner products
 
   explicit Typed(const simmim_problem &problem)
       : p(problem), row_bias(static_cast<const T *>(p.row_bias)), col_bias(static_cast<const T *>(p.col_bias)),
@@ -107,7 +103,7 @@ template <class E> struct Typed {
         symmetric(p.symmetric),
         x{p.x, p.dtype, p.x_row, p.x_column}, y{p.y, p.dtype, p.y_row, p.y_column},
         depth(round_up(p.d, Operand<E>::depth_step)), width(round_up(p.d, block_columns<E>)),
-        kept_row(round_up(p.m, panel_step)) {}
+        kept_row(round_up(p.m, panel_step)), network(p.layers ? new Network<T>(p) : nullptr) {}
 
   // As many as there are strips for.
   int threads() const {
@@ -115,12 +111,17 @@ template <class E> struct Typed {
     return int(std::min<int64_t>(std::max(1, p.threads), strips));
   }
   int64_t columns_of_panel() const {
+    if (deep()) return panel_step;
     const int64_t of_column = (width + 2 * rows_of_strip()) * int64_t(sizeof(T));
     const int64_t fit = std::min(panel_features / width, of_thread() / 2 / of_column) / panel_step * panel_step;
     const int64_t most = std::min(p.grouped ? group_columns : panel_columns, fit);
     return std::min(round_up(p.m, panel_step), std::max(panel_step, most));
   }
   int64_t rows_of_strip() const {
+    if (deep()) {
+      const int64_t row = panel_step * network->tall * int64_t(sizeof(T));
+      return std::clamp<int64_t>(std::min(kept_activations / row, p.n / std::max(1, p.threads)), 1, strip_rows);
+    }
     const int64_t fit = of_thread() / 2 / (3 * width * int64_t(sizeof(T))) / block_rows<E> * block_rows<E>;
     // Of a triangle's strips the first are the longest: more of them are shared out more evenly.
     const int64_t pieces = (symmetric ? 4 : 1) * std::max(1, p.threads);
@@ -128,21 +129,25 @@ template <class E> struct Typed {
     return std::max<int64_t>(block_rows<E>, std::min({strip_rows, fit, even}));
   }
 
+  // Whether the pairs have activations of their own, beside the first that any pair's operands show.
+  bool deep() const { return network && network->layers > 1; }
+
 private:
   int64_t of_thread() const { return workspace / std::max(1, p.threads); }
 };
 
-// A panel of y, as the right operand of the scores' product and of dx's.
+// A panel of y, as the right operand of the scores' product and of dx's, or as it is, for a network.
 template <class E> struct Panel {
   int64_t first = 0, count = 0;
   int64_t columns = 0, rows = 0;  // as columns of the scores, and as rows of dy, in whole blocks
-  Buffer<E> transposed, packed;
+  Buffer<E> transposed, packed, plain;
   Buffer<Sum<E>> bias;
   Buffer<int64_t> least_id, most_id;  // (ids), of its columns
 
   Panel(const Typed<E> &t, bool differentiates)
-      : transposed(allocate<E>(t.columns_of_panel() * t.depth)),
-        packed(differentiates ? allocate<E>(t.columns_of_panel() * t.width) : nullptr),
+      : transposed(t.deep() ? nullptr : allocate<E>(t.columns_of_panel() * t.depth)),
+        packed(differentiates && !t.network ? allocate<E>(t.columns_of_panel() * t.width) : nullptr),
+        plain(t.network ? allocate<E>(t.columns_of_panel() * t.width) : nullptr),
         bias(allocate<Sum<E>>(t.columns_of_panel())), least_id(allocate<int64_t>(t.p.ids)),
         most_id(allocate<int64_t>(t.p.ids)) {}
 };
@@ -156,11 +161,13 @@ template <class E> struct Strip {
   Buffer<Sum<E>> scores, gradient;
   // The weights as numbers to multiply, where scores are not: pairs along a row, and pairs along a column.
   Buffer<E> by_row, by_column;
+  std::unique_ptr<Activations<Sum<E>>> made;  // by a network
 
   Strip(const Typed<E> &t, bool differentiates) : stride(t.columns_of_panel()) {
     const int64_t most = t.rows_of_strip();
     x = allocate<E>(std::max<int64_t>(most, block_columns<E>) * t.width);  // which serves to pack y, too
     scores = allocate<Sum<E>>(most * stride);
+    if (t.network) made.reset(new Activations<Sum<E>>(*t.network, stride, most, differentiates));
     if (!differentiates) return;
     packed = allocate<E>(most * t.width);
     gradient = allocate<Sum<E>>(most * t.width);
@@ -180,6 +187,8 @@ template <class E> void take_panel(const Typed<E> &t, Panel<E> &panel, Strip<E> 
     panel.rows = round_up(panel.count, block_rows<E>);
     for (int64_t j = 0; j < panel.columns; ++j)
       panel.bias[j] = t.col_bias && j < panel.count ? t.col_bias[first + j] : Sum<E>(0);
+    if (t.network && panel.rows > panel.columns)
+      std::fill_n(panel.plain.get() + panel.columns * t.width, (panel.rows - panel.columns) * t.width, E{});
     for (int64_t k = 0; k < t.p.ids; ++k) {
       const int64_t *ids = t.p.col_ids + k * t.p.m + first;
       const auto ends = std::minmax_element(ids, ids + panel.count);
@@ -188,9 +197,9 @@ template <class E> void take_panel(const Typed<E> &t, Panel<E> &panel, Strip<E> 
   }
 #pragma omp for schedule(static)
   for (int64_t j = 0; j < panel.columns; j += block) {
-    E *rows = strip.x.get();
+    E *rows = t.network ? panel.plain.get() + j * t.width : strip.x.get();
     unpack(t.y, first + j, std::clamp<int64_t>(panel.count - j, 0, block), block, t.p.d, t.width, rows);
-    pack_transposed(rows, t.width, t.depth, panel.transposed.get() + j * t.depth);
+    if (panel.transposed) pack_transposed(rows, t.width, t.depth, panel.transposed.get() + j * t.depth);
     if (panel.packed) pack(rows, block, t.width, panel.columns, panel.packed.get() + j * block);
   }
 }
@@ -203,7 +212,7 @@ void take_strip(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, int64
   strip.first = first;
   strip.count = count;
   strip.from = t.symmetric ? std::max<int64_t>(0, first - panel.first) / from_step<E> * from_step<E> : 0;
-  strip.rows = round_up(count, block_rows<E>);
+  strip.rows = t.network ? count : round_up(count, block_rows<E>);
   unpack(t.x, first, count, strip.rows, t.p.d, t.width, strip.x.get());
 }
 
@@ -258,8 +267,21 @@ template <class E> bool is_left_out(const Typed<E> &t, const Panel<E> &panel, in
   return *ends.first > panel.most_id[0] || *ends.second < panel.least_id[0];
 }
 
-// The tile's products; scale, biases and clamp come row by row.
-template <class E> void multiply_tile(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel) {
+// The tile's products, or what a network makes of its pairs; scale, biases and clamp come row by row.
+template <class E> void make_scores(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel) {
+  if constexpr (std::is_same_v<E, Sum<E>>) {
+    if (t.deep()) {
+      for (int64_t i = 0; i < strip.count; ++i)
+        score_row(*t.network, *strip.made, panel.rows, strip.x.get() + i * t.width, panel.plain.get(),
+                  strip.made->second_of(i), strip.scores.get() + i * strip.stride);
+      return;
+    }
+    if (t.network) {
+      score_pairs(*t.network, strip.count, panel.columns, strip.x.get(), panel.transposed.get(), strip.scores.get(),
+                  strip.stride);
+      return;
+    }
+  }
   multiply<E>(strip.rows, panel.columns - strip.from, t.depth, strip.x.get(), t.width, Operand<E>::step,
               panel.transposed.get() + strip.from * t.depth, t.depth, strip.scores.get() + strip.from, strip.stride,
               false);
@@ -518,7 +540,7 @@ template <class E> struct Forward {
 
   void add_tile(Strip<E> &strip, const Panel<E> &panel, Share &mine) {
     const bool by_column = t.symmetric || columns;
-    multiply_tile(t, strip, panel);
+    make_scores(t, strip, panel);
     if (exponential)
       add_exponentials(t, strip, panel, Sums<T>{row_most.get(), rows}, mine.sums(), rows != nullptr, by_column, joints,
                        kept, mine.scratch.get(), mine.scratch.get() + mine.width);
@@ -804,6 +826,36 @@ void add_column_gradients(const Typed<E> &t, Strip<E> &strip, const Panel<E> &pa
                 Operand<E>::step * strip.stride, strip.packed.get(), strip.rows, dy, t.width, add);
 }
 
+// Takes a tile's weights through the network: into x's gradient, the pairs' of the panel, and the parameters'. Those of
+// one layer wait for their factor, `output`.
+template <class E>
+void add_network_gradients(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, Sum<E> *dx, Sum<E> *dy,
+                           ParameterGradients<Sum<E>> &parameters) {
+  using T = Sum<E>;
+  const int64_t rows = strip.count, width = t.width;
+  T *gradient = strip.gradient.get();
+  std::fill_n(gradient, rows * width, T(0));
+  for (int64_t i = 0; i < rows; ++i) {
+    const T *weights = strip.scores.get() + i * strip.stride;
+    T sum = 0;
+    for (int64_t j = 0; j < panel.count; ++j) sum += weights[j];
+    parameters.output_bias += double(sum);
+  }
+  if constexpr (std::is_same_v<E, T>) {
+    if (t.deep())
+      for (int64_t i = 0; i < rows; ++i)
+        add_row(*t.network, *strip.made, parameters, panel.rows, strip.scores.get() + i * strip.stride,
+                strip.x.get() + i * width, panel.plain.get(), strip.made->second_of(i), gradient + i * width, dy);
+    else
+      add_active(*t.network, rows, panel.count, strip.scores.get(), strip.stride, strip.x.get(), panel.plain.get(),
+                 gradient, dy);
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    T *to = dx + (strip.first + i) * t.p.d;
+    for (int64_t k = 0; k < t.p.d; ++k) to[k] += gradient[i * width + k];
+  }
+}
+
 template <class E> struct Backward {
   using T = Sum<E>;
   static constexpr bool differentiates = true;
@@ -815,27 +867,41 @@ template <class E> struct Backward {
     int64_t width;
     Weights<T> weights;
     Buffer<T> dy, dcol;
+    int64_t of_dy;
+    std::unique_ptr<ParameterGradients<T>> parameters;  // of a network
     Share(const Typed<E> &t, const Backward &job)
-        : width(t.columns_of_panel()), weights(width), dy(allocate<T>(job.wants_columns() ? width * t.width : 0)),
-          dcol(allocate<T>(width)) {}
+        : width(t.columns_of_panel()), weights(width), dcol(allocate<T>(width)),
+          of_dy(job.wants_columns() ? width * t.width : 0) {
+      dy = allocate<T>(of_dy);
+      if (t.network) parameters.reset(new ParameterGradients<T>(*t.network));
+    }
     void clear() {
       empty = true;
       std::fill_n(dcol.get(), width, T(0));
+      if (!parameters) return;
+      std::fill_n(dy.get(), of_dy, T(0));
+      parameters->end_panel();
     }
   };
 
   const Typed<E> &t;
   const Upstream<T> u;
   T *dx, *dy, *drow, *dcol, *dscale, *total;
+  T *dweight, *dweight_bias, *doutput, *doutput_bias;
+  Buffer<T> own_dx, own_dy;  // of a network, whose parameters' gradients are made of both
   std::vector<std::unique_ptr<Share>> shares;
 
   Backward(const Typed<E> &problem, const simmim_gradients &g)
       : t(problem), u(problem.p, g),
         dx(static_cast<T *>(g.dx)), dy(static_cast<T *>(g.dy)), drow(static_cast<T *>(g.drow)),
-        dcol(static_cast<T *>(g.dcol)), dscale(static_cast<T *>(g.dscale)), total(static_cast<T *>(g.total)) {
+        dcol(static_cast<T *>(g.dcol)), dscale(static_cast<T *>(g.dscale)), total(static_cast<T *>(g.total)),
+        dweight(static_cast<T *>(g.dweight)), dweight_bias(static_cast<T *>(g.dweight_bias)),
+        doutput(static_cast<T *>(g.doutput)), doutput_bias(static_cast<T *>(g.doutput_bias)) {
     if (drow) std::fill_n(drow, t.p.n, T(0));
+    if (t.network && !dx) own_dx = allocate<T>(t.p.n * t.p.d), dx = own_dx.get();
+    if (t.network && !dy) own_dy = allocate<T>(t.p.m * t.p.d), dy = own_dy.get();
     // What tiles that are left out add nothing to.
-    if (dx && (t.symmetric || t.p.grouped)) std::fill_n(dx, t.p.n * t.p.d, T(0));
+    if (dx && (t.symmetric || t.p.grouped || t.network)) std::fill_n(dx, t.p.n * t.p.d, T(0));
     if (dy && t.p.grouped) std::fill_n(dy, t.p.m * t.p.d, T(0));
   }
 
@@ -846,12 +912,14 @@ template <class E> struct Backward {
 
   void add_tile(Strip<E> &strip, const Panel<E> &panel, Share &mine) {
     T *const by_column = (t.symmetric ? drow : dcol) ? mine.dcol.get() : nullptr;
-    if (!u.scores) multiply_tile(t, strip, panel);
+    const bool first = mine.empty;
+    if (!u.scores) make_scores(t, strip, panel);
     weigh(t, u, mine.weights, strip, panel, drow, by_column, total ? &mine.total : nullptr);
+    mine.empty = false;
+    if (t.network) return add_network_gradients(t, strip, panel, dx, mine.dy.get(), *mine.parameters);
     round_weights(strip, panel);
     if (dx || dscale) add_row_gradients(t, strip, panel, dx, dscale ? &mine.dscale : nullptr);
-    if (wants_columns()) add_column_gradients(t, strip, panel, mine.dy.get(), !mine.empty);
-    mine.empty = false;
+    if (wants_columns()) add_column_gradients(t, strip, panel, mine.dy.get(), !first);
   }
 
   void merge(const Panel<E> &panel, int64_t j, int64_t team) {
@@ -878,6 +946,44 @@ template <class E> struct Backward {
       if (share) scale_sum += share->dscale, value += share->total;
     if (dscale) *dscale = T(scale_sum);
     if (total) *total = T(value);
+    if (t.network) finish_network();
+  }
+
+private:
+  // The threads' gradients of the parameters, in their order; of one layer, out of the sums by row and by column.
+  void finish_network() {
+    ParameterGradients<T> &sum = *shares[0]->parameters;
+    sum.end_panel();
+    for (size_t k = 1; k < shares.size(); ++k)
+      if (shares[k]) shares[k]->parameters->end_panel(), sum.add(*shares[k]->parameters);
+    if (!t.deep()) {
+      take_factor(t.x, t.p.n, dx, sum.output_total.get());
+      take_factor(t.y, t.p.m, dy, sum.output_total.get());
+    }
+    const int64_t d = t.p.d;
+    for (int64_t k = 0; dweight && k < d; ++k) give(sum.weight_total.get() + k * t.width, d, dweight + k * d);
+    give(sum.weight_bias_total.get(), d, dweight_bias);
+    give(sum.output_total.get(), d, doutput);
+    give(&sum.output_bias, 1, doutput_bias);
+  }
+
+  static void give(const double *from, int64_t size, T *to) {
+    for (int64_t k = 0; to && k < size; ++k) to[k] = T(from[k]);
+  }
+
+  // From sums over the pairs in which a unit is active to gradients, which are these times the unit's output; times its
+  // operand they are their side's share of the gradient by the output.
+  void take_factor(const Features &operand, int64_t rows, T *sums, double *output) {
+    const int64_t d = t.p.d;
+    const Buffer<T> row = allocate<T>(d);
+    for (int64_t i = 0; i < rows; ++i, sums += d) {
+      unpack(operand, i, 1, 1, d, d, row.get());
+      for (int64_t k = 0; k < d; ++k) {
+        // Of a unit that is in no pair active the operand may be infinite.
+        if (sums[k] != T(0)) output[k] += double(row[k]) * double(sums[k]);
+        sums[k] *= t.network->output[k];
+      }
+    }
   }
 };
 
@@ -897,7 +1003,7 @@ int forward_of(const simmim_problem *problem, const simmim_values *values) {
   try {
     if (problem->dtype == SIMMIM_FLOAT64) return forward<double>(*problem, *values);
 #ifdef SIMMIM_BFLOAT16_PRODUCTS
-    if (problem->dtype == SIMMIM_BFLOAT16) return forward<bfloat16>(*problem, *values);
+    if (problem->dtype == SIMMIM_BFLOAT16 && !problem->layers) return forward<bfloat16>(*problem, *values);
 #endif
     return forward<float>(*problem, *values);
   } catch (const std::bad_alloc &) {
@@ -909,7 +1015,7 @@ int backward_of(const simmim_problem *problem, const simmim_gradients *gradients
   try {
     if (problem->dtype == SIMMIM_FLOAT64) return backward<double>(*problem, *gradients);
 #ifdef SIMMIM_BFLOAT16_PRODUCTS
-    if (problem->dtype == SIMMIM_BFLOAT16) return backward<bfloat16>(*problem, *gradients);
+    if (problem->dtype == SIMMIM_BFLOAT16 && !problem->layers) return backward<bfloat16>(*problem, *gradients);
 #endif
     return backward<float>(*problem, *gradients);
   } catch (const std::bad_alloc &) {

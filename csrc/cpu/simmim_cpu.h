@@ -2,6 +2,11 @@
  *
  *     s_ij = clamp(scale <x_i, y_j> + row_bias_i + col_bias_j, lo, hi)
  *
+ * or, of a network of one or two hidden layers, with its score of the pair in the place of <x_i, y_j>:
+ *
+ *     output . relu(x_i + y_j) + output_bias
+ *     output . relu(weight relu(x_i + y_j) + weight_bias) + output_bias
+ *
  * All pointers may be used from any thread; nothing is kept between calls. Every function returns 0, or -1 where the
  * workspace could not be allocated. */
 #ifndef SIMMIM_CPU_H
@@ -14,7 +19,7 @@ extern "C" {
 #endif
 
 /* Counts the changes of this file, so that a library built from another one is not taken for this one's. */
-#define SIMMIM_INTERFACE 7
+#define SIMMIM_INTERFACE 8
 int simmim_interface(void);
 
 enum simmim_dtype { SIMMIM_FLOAT32, SIMMIM_FLOAT64, SIMMIM_BFLOAT16, SIMMIM_FLOAT16 };
@@ -31,12 +36,15 @@ typedef struct {
   int32_t joint;
   int32_t symmetric; /* 1: y is x, col_bias row_bias and col_ids row_ids, and so are the positives' positives the rows */
   int32_t threads;
+  int32_t layers;    /* of a network, 1 or 2, or 0 for inner products; its scale is 1, and it is not symmetric */
   double scale, lo, hi;
   const void *row_bias, *col_bias;         /* or NULL */
   const int64_t *positives;                /* (n), or NULL for the diagonal */
   const int64_t *row_ids, *col_ids;        /* (ids, n) and (ids, m) */
   int64_t ids;
   int64_t grouped;  /* 1: a pair is left out where its first ids differ, and not where they are equal as of all others */
+  const void *weight, *weight_bias, *output;  /* (d, d) as of what follows by what is before, (d) and (d); of a network */
+  double output_bias;
 } simmim_problem;
 
 /* rows (n) and columns (m), either of which may be NULL where it is not wanted.
@@ -66,6 +74,8 @@ typedef struct {
   void *drow, *dcol;   /* (n), (m) */
   void *dscale;        /* one element */
   void *total;
+  void *dweight, *dweight_bias, *doutput;  /* as of the problem; dscale is then NULL */
+  void *doutput_bias;  /* one element */
 } simmim_gradients;
 
 int simmim_backward(const simmim_problem *problem, const simmim_gradients *gradients);

@@ -182,6 +182,88 @@ bool check(const Case &c) {
   return good & (c.dtype == SIMMIM_BFLOAT16 || close("dscale", dscale, {t.dscale}, sums));
 }
 
+struct NetworkCase {
+  int64_t n, m, d;
+  int layers, threads;
+};
+
+// A network's scores: L = sum_i r_i + sum_j 2 c_j of log-sum-exps, and all gradients.
+bool check_network(const NetworkCase &c) {
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal;
+  const auto fill = [&](int64_t size, double scale) {
+    std::vector<float> made(size);
+    for (float &value : made) value = float(scale) * normal(random);
+    return made;
+  };
+  const int64_t n = c.n, m = c.m, d = c.d;
+  const std::vector<float> x = fill(n * d, 1), y = fill(m * d, 1), weight = fill(d * d, std::sqrt(2.0 / d)),
+                           weight_bias = fill(d, 0.3), output = fill(d, 1 / std::sqrt(double(d)));
+  std::vector<double> s(n * m), rows(n), columns(m), first(d), second(d);
+  const auto hidden = [&](int64_t i, int64_t j) {
+    for (int64_t k = 0; k < d; ++k) first[k] = std::max(double(x[i * d + k] + y[j * d + k]), 0.0);
+    for (int64_t k = 0; k < d && c.layers == 2; ++k) {
+      double sum = weight_bias[k];
+      for (int64_t f = 0; f < d; ++f) sum += weight[k * d + f] * first[f];
+      second[k] = std::max(sum, 0.0);
+    }
+  };
+  const std::vector<double> &last = c.layers == 2 ? second : first;
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < m; ++j) {
+      hidden(i, j);
+      double &score = s[i * m + j] = 0.5;
+      for (int64_t k = 0; k < d; ++k) score += output[k] * last[k];
+      rows[i] += std::exp(score), columns[j] += std::exp(score);
+    }
+  for (double &r : rows) r = std::log(r);
+  for (double &r : columns) r = std::log(r);
+  std::vector<double> dx(n * d), dy(m * d), dweight(d * d), dweight_bias(d), doutput(d), doutput_bias(1), of_first(d);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < m; ++j) {
+      hidden(i, j);
+      const double g = std::exp(s[i * m + j] - rows[i]) + 2 * std::exp(s[i * m + j] - columns[j]);
+      doutput_bias[0] += g;
+      std::fill(of_first.begin(), of_first.end(), 0);
+      for (int64_t k = 0; k < d; ++k) {
+        doutput[k] += g * last[k];
+        if (last[k] <= 0) continue;
+        if (c.layers == 1) of_first[k] = g * output[k];
+        if (c.layers == 1) continue;
+        dweight_bias[k] += g * output[k];
+        for (int64_t f = 0; f < d; ++f) {
+          dweight[k * d + f] += g * output[k] * first[f];
+          if (first[f] > 0) of_first[f] += g * output[k] * weight[k * d + f];
+        }
+      }
+      for (int64_t k = 0; k < d; ++k) dx[i * d + k] += of_first[k], dy[j * d + k] += of_first[k];
+    }
+
+  simmim_problem p{};
+  p.n = n, p.m = m, p.d = d, p.x = x.data(), p.y = y.data(), p.x_row = p.y_row = d, p.x_column = p.y_column = 1;
+  p.dtype = SIMMIM_FLOAT32, p.function = SIMMIM_LOGSUMEXP, p.threads = c.threads, p.scale = 1;
+  p.lo = -infinity, p.hi = infinity, p.layers = c.layers, p.output = output.data(), p.output_bias = 0.5;
+  if (c.layers == 2) p.weight = weight.data(), p.weight_bias = weight_bias.data();
+  const auto room = [](const std::vector<double> &of) { return std::vector<float>(of.size(), NAN); };
+  std::vector<float> got_rows = room(rows), got_columns = room(columns), ones(n, 1.0f), twos(m, 2.0f);
+  std::vector<float> got[] = {room(dx), room(dy), room(doutput), room(doutput_bias), room(dweight), room(dweight_bias)};
+  simmim_values v{got_rows.data(), got_columns.data(), nullptr, nullptr, nullptr};
+  simmim_gradients g{};
+  g.rows = got_rows.data(), g.columns = got_columns.data(), g.grad_rows = ones.data(), g.grad_columns = twos.data();
+  g.dx = got[0].data(), g.dy = got[1].data(), g.doutput = got[2].data(), g.doutput_bias = got[3].data();
+  if (c.layers == 2) g.dweight = got[4].data(), g.dweight_bias = got[5].data();
+  if (simmim_forward(&p, &v) || simmim_backward(&p, &g)) {
+    std::printf("  no memory\n");
+    return false;
+  }
+  const double allowed = 2e-5;
+  bool good = close("rows", got_rows, rows, allowed) & close("columns", got_columns, columns, allowed) &
+              close("dx", got[0], dx, allowed) & close("dy", got[1], dy, allowed) &
+              close("doutput", got[2], doutput, allowed) & close("doutput_bias", got[3], doutput_bias, allowed);
+  if (c.layers == 2) good &= close("dweight", got[4], dweight, allowed) & close("dweight_bias", got[5], dweight_bias, allowed);
+  return good;
+}
+
 }  // namespace
 
 int main() {
@@ -201,6 +283,15 @@ int main() {
                         int(c.n), int(c.m), int(c.d));
           good &= passed;
         }
+    for (const int layers : {1, 2})
+      for (const NetworkCase &c : {NetworkCase{1, 1, 1, layers, 1}, NetworkCase{7, 5, 3, layers, 2},
+                                   NetworkCase{37, 101, 17, layers, 3}, NetworkCase{3, 500, 33, layers, 2},
+                                   NetworkCase{101, 19, 50, layers, 2}}) {
+        const bool passed = check_network(c);
+        if (!passed)
+          std::printf("%s, network of %d, %d x %d x %d: failed\n", name.c_str(), layers, int(c.n), int(c.m), int(c.d));
+        good &= passed;
+      }
     for (const int function : {SIMMIM_LOGSUMEXP, SIMMIM_SOFTPLUS})
       for (const int dtype : {SIMMIM_FLOAT32, SIMMIM_BFLOAT16})
         for (const Case &c : {Case{1, 1, 1, false, false, false, false, SIMMIM_COUNTED, function, 1, dtype},

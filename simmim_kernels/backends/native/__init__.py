@@ -14,11 +14,19 @@ from torch import Tensor
 from ...problem import Problem
 from .library import ROW_STEP, Gradients, ProblemStruct, Values, loaded, why_not
 
-_FORM = "inner_product"
+# Hidden layers of the concatenated MLP that there are kernels for.
+_MOST_LAYERS = 2
 # Up to this many scores are kept from a forward to its backward, 1 MB of them, instead of being made twice.
 KEPT_SCORES = 2**18
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _FUNCTIONS = {"logsumexp": 0, "identity": 1, "softplus": 2, "square": 3, "log1mexp": 4}
+# Of `problem.differentiable`, by the number of an MLP's layers, 0 for an inner product: fields of the C interface.
+_SIDES = ("dx", "dy", "drow", "dcol")
+_GRADIENTS = (
+    (*_SIDES, "dscale"),
+    (*_SIDES, "doutput", "doutput_bias"),
+    (*_SIDES, "dweight", "dweight_bias", "doutput", "doutput_bias"),
+)
 _JOINT = {"counted": 0, "left_out": 1, "kept": 2, "negated": 3}
 
 
@@ -33,13 +41,20 @@ def not_by_default(device: torch.device) -> str | None:
 
 
 def supports(problem: Problem) -> str | None:
-    if problem.form != _FORM:
+    if problem.form not in ("inner_product", "concatenated_mlp"):
         return f"the form {problem.form!r} has no native kernel"
+    if _layers(problem) > _MOST_LAYERS:
+        return f"a concatenated MLP of {_layers(problem)} hidden layers has no native kernel, those of 1 and 2 have"
     if problem.x.device.type != "cpu":
         return f"the kernels run on the CPU; operands are on {problem.x.device}"
     if problem.fn not in _FUNCTIONS:
         return f"the function {problem.fn!r} has no native kernel"
     return None
+
+
+def _layers(problem: Problem) -> int:
+    """Hidden layers of a concatenated MLP, 0 of an inner product."""
+    return len(problem.parameters) // 2
 
 
 class _Call:
@@ -49,13 +64,20 @@ class _Call:
         p, x, y, dtype = problem, problem.x, problem.y, problem.compute_dtype
         self.dtype = dtype
         self._kept: list[Tensor] = [x, y]
+        layers = _layers(p)
         self.struct = ProblemStruct(  # by place: names take their time, of which a small problem sees much
             x.shape[0], y.shape[0], x.shape[1], x.data_ptr(), y.data_ptr(), *x.stride(), *y.stride(),
-            _DTYPES[x.dtype], _FUNCTIONS[p.fn], _JOINT[p.joint], symmetric, torch.get_num_threads(),
-            p.parameters[0].item(), p.lo, p.hi, self.point(p.row_bias, dtype), self.point(p.col_bias, dtype),
+            _DTYPES[x.dtype], _FUNCTIONS[p.fn], _JOINT[p.joint], symmetric, torch.get_num_threads(), layers,
+            1.0 if layers else p.parameters[0].item(), p.lo, p.hi,
+            self.point(p.row_bias, dtype), self.point(p.col_bias, dtype),
             self.point(p.positives, torch.int64), self.point(p.row_ids, torch.int64),
             self.point(p.col_ids, torch.int64), 0 if p.row_ids is None else len(p.row_ids), p.grouped,
         )  # fmt: skip
+        if layers:
+            *hidden, output, output_bias = p.parameters
+            for name, tensor in zip(("output", "weight", "weight_bias"), (output, *hidden), strict=False):
+                setattr(self.struct, name, self.point(tensor, dtype))
+            self.struct.output_bias = output_bias.item()
 
     def point(self, tensor: Tensor | None, dtype: torch.dtype) -> int | None:
         """The address of a tensor, made contiguous in a dtype; None for an empty one, as for none."""
@@ -148,7 +170,7 @@ def _gradients(problem: Problem, needs: list[bool], given: dict[str, Tensor]) ->
         for tensor, need in zip(problem.differentiable, needs, strict=True)
     ]
     gradients = Gradients(**{name: call.point(tensor, call.dtype) for name, tensor in given.items()})
-    for name, tensor in zip(("dx", "dy", "drow", "dcol", "dscale"), made, strict=True):
+    for name, tensor in zip(_GRADIENTS[_layers(problem)], made, strict=True):
         if tensor is not None:
             setattr(gradients, name, tensor.data_ptr())
     _check(_library().simmim_backward(ctypes.byref(call.struct), ctypes.byref(gradients)))

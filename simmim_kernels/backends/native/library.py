@@ -16,7 +16,7 @@ import torch  # noqa: F401  loads its OpenMP, which the library then takes too: 
 from .integrity import Damaged, digest
 
 # SIMMIM_INTERFACE of csrc/cpu/simmim_cpu.h, which this file follows.
-_INTERFACE = 7
+_INTERFACE = 8
 # SIMMIM_ROW_STEP
 ROW_STEP = 96
 _LIBRARY = Path(__file__).with_name("_native.so")
@@ -34,10 +34,12 @@ class ProblemStruct(ctypes.Structure):
         *((name, c_int64) for name in ("n", "m", "d")),
         *((name, c_void_p) for name in ("x", "y")),
         *((name, c_int64) for name in ("x_row", "x_column", "y_row", "y_column")),
-        *((name, c_int32) for name in ("dtype", "function", "joint", "symmetric", "threads")),
+        *((name, c_int32) for name in ("dtype", "function", "joint", "symmetric", "threads", "layers")),
         *((name, c_double) for name in ("scale", "lo", "hi")),
         *((name, c_void_p) for name in ("row_bias", "col_bias", "positives", "row_ids", "col_ids")),
         *((name, c_int64) for name in ("ids", "grouped")),
+        *((name, c_void_p) for name in ("weight", "weight_bias", "output")),
+        ("output_bias", c_double),
     )
 
 
@@ -51,6 +53,7 @@ class Gradients(ctypes.Structure):
         for name in (
             *("rows", "columns", "grad_rows", "grad_columns", "joint", "grad_entropies", "scores"),
             *("dx", "dy", "drow", "dcol", "dscale", "total"),
+            *("dweight", "dweight_bias", "doutput", "doutput_bias"),
         )
     )
 

@@ -1,8 +1,9 @@
 """Fused kernels for NVIDIA (sm_80 and later) and AMD (gfx942) GPUs, in Triton.
 
 forward -> statistics.py; gradients -> gradients.py, which goes by fused.py or strips.py; cross entropies, around both
--> cross_entropy.py. All hand a problem to kernels as sides.py says, whose tiles are computed in tile.py. Kernels are
-imported when first needed: Triton is not everywhere, and slow to import.
+-> cross_entropy.py. All hand a problem to kernels as sides.py says, whose tiles are computed in tile.py; those of the
+concatenated MLP are in network.py and network_kernels.py. Kernels are imported when first needed: Triton is not
+everywhere, and slow to import.
 """
 
 import importlib.util
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from ...problem import Problem
 
-# The form that Triton kernels exist for. The concatenated MLP's pairwise network runs on `tiled`.
-_FORM = "inner_product"
+_NETWORK = "concatenated_mlp"
+# Hidden layers of a network that there are kernels for, and the most units of those of two.
+_MOST_LAYERS, _WIDEST = 2, 256
 # What pointwise.py here has device code for.
 _FUNCTIONS = ("logsumexp", "identity", "softplus", "square", "log1mexp")
 # Rows of configurations.py on whose hardware `python -m benchmarks.gpu` passed, as a file of benchmarks/results shows.
@@ -54,8 +56,14 @@ def _not_verified(device: torch.device) -> str | None:
 
 
 def supports(problem: Problem) -> str | None:
-    if problem.form != _FORM:
+    if problem.form not in ("inner_product", _NETWORK):
         return f"the form {problem.form!r} has no Triton kernel"
+    layers = len(problem.parameters) // 2 if problem.form == _NETWORK else 0
+    if layers > _MOST_LAYERS:
+        return f"a concatenated MLP of {layers} hidden layers has no Triton kernel, those of 1 and 2 have"
+    units = problem.x.shape[1]
+    if layers == 2 and units > _WIDEST:
+        return f"a concatenated MLP of 2 hidden layers has Triton kernels up to {_WIDEST} units, not {units}"
     if problem.fn not in _FUNCTIONS:
         return f"the function {problem.fn!r} has no Triton kernel"
     if problem.x.dtype == torch.float64:
@@ -88,17 +96,18 @@ def _interpreted() -> bool:
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
-    from .statistics import forward
+    from . import network, statistics
 
-    return forward(problem)
+    return (network if problem.form == _NETWORK else statistics).forward(problem)
 
 
 def backward(
     problem: Problem, rows: Tensor, columns: Tensor, grad_rows: Tensor, grad_columns: Tensor, needs: list[bool]
 ) -> list[Tensor | None]:
-    from .gradients import backward
+    from . import gradients, network
 
-    return backward(problem, rows, columns, grad_rows, grad_columns, needs)
+    chosen = network if problem.form == _NETWORK else gradients
+    return chosen.backward(problem, rows, columns, grad_rows, grad_columns, needs)
 
 
 def cross_entropies(problem: Problem, needs_gradients: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -116,6 +125,6 @@ def cross_entropy_gradients(
 
 
 def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
-    from .gradients import value_and_gradients
+    from . import gradients, network
 
-    return value_and_gradients(problem, needs)
+    return (network if problem.form == _NETWORK else gradients).value_and_gradients(problem, needs)

@@ -1,9 +1,9 @@
 """Tile shapes by architecture: what each kernel is compiled with, without a search at first use.
 
-Those of half precision on sm_90 are the fastest of about forty on an H100, at 33,792 rows: there blocks of weights for
-the vendor's products took half the time of a fused kernel at d = 256, and more than it at d = 128. All others were timed
-on no GPU: they are the largest that compile without spilled registers and within the shared memory of their architecture
-(`python -m benchmarks.compile`, which tests/test_triton_compile.py asserts).
+Those of half precision on sm_90 are the fastest of about forty on an H100, at 33,792 rows: there blocks of weights
+for the vendor's products took half the time of a fused kernel at d = 256, and more than it at d = 128. All others were
+timed on no GPU: they are the largest that compile without spilled registers and within the shared memory of their
+architecture (`python -m benchmarks.compile`, which tests/test_triton_compile.py asserts).
 """
 
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import torch
 from triton import knobs
 
 from ...problem import Problem
-from .sides import input_precision
+from .sides import input_precision, network_precision
 
 
 class Tile(NamedTuple):
@@ -144,6 +144,70 @@ STRIP_WIDTH = 8448
 STRIP_HEIGHT = 16896
 # The largest float32 accumulator beside half-precision gradients.
 ACCUMULATOR_BYTES = 512 * 2**20
+
+
+# Of networks: `own` x `other` pairs, which are the rows of the products, and `d` of the activations at a time. Of one
+# layer there are no products. Of two, forward and backward by the padded width, narrowest first; the activations of a
+# backward stay in registers beside the products.
+_ONE_LAYER = Tile(32, 32, 16, 8, 1)
+_TwoLayers = dict[str, dict[int, tuple[Tile, Tile]]]
+_EXACT_NETWORK = {
+    64: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 8, 2)),
+    128: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 4, 2)),
+    256: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 8, 2)),
+}
+# Of Hopper and Blackwell, whose matrix instructions take 64 rows at least.
+_WARPGROUP_NETWORK: _TwoLayers = {
+    "half": {
+        64: (Tile(8, 16, 64, 8, 3), Tile(8, 8, 64, 8, 3)),
+        128: (Tile(8, 16, 64, 8, 3), Tile(8, 16, 64, 8, 3)),
+        256: (Tile(8, 16, 64, 8, 3), Tile(8, 8, 64, 8, 3)),
+    },
+    "tf32": {
+        128: (Tile(8, 16, 32, 8, 2), Tile(8, 8, 32, 8, 2)),
+        256: (Tile(8, 8, 32, 8, 2), Tile(8, 8, 32, 8, 2)),
+    },
+    "ieee": _EXACT_NETWORK,
+}
+# What fits everywhere else.
+_OTHER_NETWORK: _TwoLayers = {
+    "half": {
+        128: (Tile(8, 8, 32, 8, 2), Tile(8, 8, 32, 8, 2)),
+        256: (Tile(4, 8, 32, 8, 2), Tile(4, 8, 32, 8, 2)),
+    },
+    "tf32": {
+        128: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 4, 2)),
+        256: (Tile(4, 8, 16, 8, 2), Tile(4, 8, 16, 8, 2)),
+    },
+    "ieee": _EXACT_NETWORK,
+}
+_INTERPRETED_NETWORK = Tile(8, 16, 16, 4, 1)
+# Scores of a network that are made before their parts are merged: its tiles are small, and the parts many.
+NETWORK_BLOCK = 4096
+# What a network's backward writes of a block of pairs: the more, the fewer launches.
+NETWORK_BYTES = 256 * 2**20
+
+
+def network_tile(problem: Problem, differentiates: bool) -> Tile:
+    row, d = architecture(problem.x.device), padded(problem.x.shape[1])
+    if row == "interpreter":
+        return _INTERPRETED_NETWORK
+    if len(problem.parameters) == 2:
+        return _ONE_LAYER
+    kind = "half" if problem.parameters[0].dtype == torch.bfloat16 else network_precision(problem)
+    table = _WARPGROUP_NETWORK if row in ("90", "100") else _OTHER_NETWORK
+    return next(tiles[differentiates] for width, tiles in table[kind].items() if d <= width)
+
+
+def network_constants(tile: Tile, d: int) -> dict[str, Any]:
+    blocks = {"BI": tile.own, "BJ": tile.other, "BD": padded(d), "BK": min(tile.d, padded(d))}
+    return {**blocks, "num_warps": tile.warps, "num_stages": tile.stages}
+
+
+def network_block(size: int) -> tuple[int, int]:
+    """Height and width of a backward's blocks of pairs, each of which takes `size` bytes; powers of two."""
+    width = 1 << (max(1, NETWORK_BYTES // size).bit_length() + 1) // 2
+    return max(1, NETWORK_BYTES // (size * width)), width
 
 
 def without_tiles(device: torch.device) -> str | None:

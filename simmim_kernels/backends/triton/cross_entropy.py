@@ -75,7 +75,7 @@ def cross_entropy_gradients(
     """Gradients of `problem.differentiable`, from those of the entropies and what was made along with these."""
     rows, columns, scores = statistics
     given = (upstream[0] if problem.wants_rows else None, upstream[-1] if problem.wants_columns else None)
-    prepared = factored(problem, (rows, columns), given, scores)
+    prepared = factored(problem, sides_of(problem), critic_of(problem), (rows, columns), given, scores)
     joint_gradient = prepared[3]
     assert joint_gradient is not None
     dx, dy, drow, dcol, dscale = gradients_of(problem, prepared, given, needs, problem.x.dtype)[1]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...problem import Problem
 from .launch import launch
-from .sides import Critic, Side, critic_of, sides_of
+from .sides import Critic, Side
 from .tile import LOG2E
 
 # References that are this close, in base 2, may share one exponential: 2^60 and 2^-60 are far within float32, and what
@@ -126,15 +126,18 @@ def _factors_of_lines(rows, columns, joint, critic, BLOCK: tl.constexpr):
 
 def factored(
     problem: Problem,
+    sides: tuple[Side, Side],
+    critic: Critic,
     statistics: tuple[Tensor, Tensor],
     upstream: tuple[Tensor | None, Tensor | None],
     joint_scores: Tensor | None = None,
+    shares: bool = True,
 ) -> tuple[Side, Side, Critic, Tensor | None]:
     """The sides and the critic of a problem of log-sum-exps, ready for a backward, and the joint scores' gradients.
 
-    `upstream` is of the statistics or, with `joint_scores`, of the cross entropies of the joint pairs.
+    `upstream` is of the statistics or, with `joint_scores`, of the cross entropies of the joint pairs. Without `shares`
+    no reference is shared: for kernels that do not ask tile.is_for.
     """
-    sides, critic = sides_of(problem), critic_of(problem)
     device = problem.x.device
     wanted = (problem.wants_rows, problem.wants_columns)
 
@@ -145,7 +148,7 @@ def factored(
         return Lines(side.size, statistic, len(gradient), gradient, gradient.stride(0), reference, factor)
 
     rows, columns = map(lines, sides, wanted, statistics, upstream)
-    if all(wanted):
+    if all(wanted) and shares:
         critic = critic._replace(shared=torch.empty(2, dtype=torch.float32, device=device))
     joint = None if joint_scores is None else Joint(joint_scores, torch.empty_like(joint_scores))
     launch(_factors_of_lines, (1,), rows, columns, joint, critic, _BLOCK, device=device, num_warps=16)

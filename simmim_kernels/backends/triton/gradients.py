@@ -32,7 +32,7 @@ def backward(
     wide = _widened(problem)
     upstream = (grad_rows if problem.wants_rows else None, grad_columns if problem.wants_columns else None)
     if problem.fn == "logsumexp":
-        prepared = factored(wide, (rows, columns), upstream)
+        prepared = factored(wide, sides_of(wide), critic_of(wide), (rows, columns), upstream)
     else:
         left, right = map(with_factor, sides_of(wide), upstream)
         prepared = (left, right, critic_of(wide), None)

@@ -57,3 +57,13 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
         total.addmm_(a.float(), b.float(), beta=beta)
     else:
         torch.addmm(total, a, b, out_dtype=torch.float32, beta=beta, out=total)
+
+
+def long_product(a: Tensor, b: Tensor, pieces: int) -> Tensor:
+    """a.T @ b in float32 of (K, n) and (K, m), by pieces of K: n x m alone would occupy but a few multiprocessors."""
+    count(a.shape[0] * a.shape[1] * b.shape[1])
+    a, b = (t.view(pieces, -1, t.shape[1]) for t in (a, b))
+    if a.dtype == torch.float32 or a.device.type == "cpu":
+        # PyTorch's CPU product has no such output; only the interpreter comes here.
+        return torch.bmm(a.mT.float(), b.float()).sum(0)
+    return torch.bmm(a.mT, b, out_dtype=torch.float32).sum(0)

@@ -122,5 +122,11 @@ def input_precision(problem: Problem) -> str:
     return "ieee" if exact else "tf32"
 
 
+def network_precision(problem: Problem) -> str:
+    """As `input_precision`, of the weight of a network; float16 weights are multiplied as float32 through TF32."""
+    exact = problem.parameters[0].dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    return "ieee" if exact else "tf32"
+
+
 def _dense(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()

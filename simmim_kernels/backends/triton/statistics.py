@@ -96,6 +96,29 @@ def store_parts(parts, tile, start, values, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def store_parts_of_scores(
+    s, own, other, rows, columns, tile_i, tile_j, FN: tl.constexpr, IDS: tl.constexpr, JOINT: tl.constexpr
+):
+    """One number for each row and column of a tile of scores; a log-sum-exp by a reference of its own line."""
+    BI: tl.constexpr = s.shape[0]
+    BJ: tl.constexpr = s.shape[1]
+    i0 = rows.start + tile_i * BI
+    j0 = columns.start + tile_j * BJ
+    if FN == "logsumexp":
+        s = fill_left_out(s, -float("inf"), own, other, i0, j0, IDS, JOINT)
+        if rows.lines is not None:
+            store_parts(rows, tile_j, tile_i * BI, _log2_sums(s, 1), BI)
+        if columns.lines is not None:
+            store_parts(columns, tile_i, tile_j * BJ, _log2_sums(s, 0), BJ)
+    else:
+        values = values_of_tile(s, own, other, i0, j0, FN, IDS, JOINT)
+        if rows.lines is not None:
+            store_parts(rows, tile_j, tile_i * BI, tl.sum(values, 1), BI)
+        if columns.lines is not None:
+            store_parts(columns, tile_i, tile_j * BJ, tl.sum(values, 0), BJ)
+
+
+@triton.jit
 def _scores_of_tile(
     own, other, critic, i0, j0, UNIT: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BD: tl.constexpr,
     EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
@@ -114,25 +137,16 @@ def _statistics_of_tiles(
     i0 = rows.start + tile_i * BI
     j0 = columns.start + tile_j * BJ
     s = _scores_of_tile(own, other, critic, i0, j0, UNIT, BI, BJ, BD, EVEN_D, PRECISION)
-    if FN == "logsumexp":
+    if (FN == "logsumexp") & (rows.lines is not None) & (columns.lines is not None):
         s = fill_left_out(s, -float("inf"), own, other, i0, j0, IDS, JOINT)
-        if columns.lines is None:
-            store_parts(rows, tile_j, tile_i * BI, _log2_sums(s, 1), BI)
-        elif rows.lines is None:
-            store_parts(columns, tile_i, tile_j * BJ, _log2_sums(s, 0), BJ)
-        else:
-            rows_inside = i0 + tl.arange(0, BI) < own.size
-            columns_inside = j0 + tl.arange(0, BJ) < other.size
-            by_row, by_column, again = _log2_sums_by_one_reference(s, rows_inside, columns_inside)
-            store_parts(rows, tile_j, tile_i * BI, by_row, BI)
-            store_parts(columns, tile_i, tile_j * BJ, by_column, BJ)
-            tl.store(inexact + tl.program_id(0), again.to(tl.int8))
+        rows_inside = i0 + tl.arange(0, BI) < own.size
+        columns_inside = j0 + tl.arange(0, BJ) < other.size
+        by_row, by_column, again = _log2_sums_by_one_reference(s, rows_inside, columns_inside)
+        store_parts(rows, tile_j, tile_i * BI, by_row, BI)
+        store_parts(columns, tile_i, tile_j * BJ, by_column, BJ)
+        tl.store(inexact + tl.program_id(0), again.to(tl.int8))
     else:
-        values = values_of_tile(s, own, other, i0, j0, FN, IDS, JOINT)
-        if rows.lines is not None:
-            store_parts(rows, tile_j, tile_i * BI, tl.sum(values, 1), BI)
-        if columns.lines is not None:
-            store_parts(columns, tile_i, tile_j * BJ, tl.sum(values, 0), BJ)
+        store_parts_of_scores(s, own, other, rows, columns, tile_i, tile_j, FN, IDS, JOINT)
 
 
 @triton.jit(do_not_specialize=("tiles_i", "tiles_j"))
@@ -141,7 +155,7 @@ def _inexact_tiles_again(
     IDS: tl.constexpr, JOINT: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BD: tl.constexpr,
     EVEN_D: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Log-sum-exps (FN can be nothing else) of the marked tiles, by a reference for each row and each column.
+    """Log-sum-exps of the marked tiles, by a reference for each row and each column.
 
     In a kernel of its own, since these registers would halve how many programs of the other one run at a time.
     """
@@ -156,9 +170,7 @@ def _inexact_tiles_again(
                     i0 = rows.start + tile_i * BI
                     j0 = columns.start + tile_j * BJ
                     s = _scores_of_tile(own, other, critic, i0, j0, UNIT, BI, BJ, BD, EVEN_D, PRECISION)
-                    s = fill_left_out(s, -float("inf"), own, other, i0, j0, IDS, JOINT)
-                    store_parts(rows, tile_j, tile_i * BI, _log2_sums(s, 1), BI)
-                    store_parts(columns, tile_i, tile_j * BJ, _log2_sums(s, 0), BJ)
+                    store_parts_of_scores(s, own, other, rows, columns, tile_i, tile_j, FN, IDS, JOINT)
 
 
 @triton.jit
@@ -216,6 +228,11 @@ class Merger:
             _parts(self._own_parts, tiles_j, self.own, rows, columns, self._sizes[1]),
             _parts(self._other_parts, tiles_i, self.other, columns, rows, self._sizes[0]),
         )
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Of both sides, empty where not wanted."""
+        nothing = self._empty(0)
+        return nothing if self.own is None else self.own, nothing if self.other is None else self.other
 
     def merge(self, parts: tuple[Parts, Parts], exponential: bool) -> None:
         if any(self._wants):
@@ -280,5 +297,4 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
             programs = min(cdiv(tiles[0] * tiles[1], _MARKS), configurations.programs_wanted(device))
             launch(_inexact_tiles_again, (programs,), *arguments, **constants, CHUNK=_MARKS, device=device)
         merger.merge(parts, exponential=problem.fn == "logsumexp")
-    nothing = own.operand.new_empty(0, dtype=torch.float32)
-    return nothing if merger.own is None else merger.own, nothing if merger.other is None else merger.other
+    return merger.statistics()

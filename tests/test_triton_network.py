@@ -1,0 +1,72 @@
+"""The concatenated MLP on the Triton backend, of one hidden layer and of two, against dense float64."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from truth import OPTIONS, NetworkCase, check_statistic
+
+import simmim_kernels as sk
+from simmim_kernels.backends import BACKENDS
+from simmim_kernels.backends.triton import configurations
+
+# Scores of a network have no biases.
+WITHOUT_BIASES = {name: {**options, "biases": False} for name, options in OPTIONS.items() if name != "biases"}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(small_tiles, monkeypatch):
+    """Blocks of a few tiles, so that small problems have seams in both directions."""
+    monkeypatch.setattr(configurations, "NETWORK_BLOCK", 32)
+    monkeypatch.setattr(configurations, "NETWORK_BYTES", 2**11)
+
+
+@pytest.mark.parametrize("options", WITHOUT_BIASES.values(), ids=list(WITHOUT_BIASES))
+@pytest.mark.parametrize(("fn", "dim"), [("logsumexp", 1), ("softplus", (0, 1))])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_options(layers, fn, dim, options):
+    check_statistic(sk, NetworkCase(19, 37, 5, torch.float32, layers=layers, **options), fn, dim, "triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (2, 3, 7), (17, 5, 16), (5, 65, 33), (33, 17, 64)])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_shapes_and_dtypes(layers, n, m, d, dtype, monkeypatch):
+    monkeypatch.setattr(configurations, "NETWORK_BYTES", 2**16)
+    case = NetworkCase(n, m, d, dtype, layers=layers)
+    for fn, dim in (("logsumexp", 1), ("square", 0), ("softplus", (0, 1))):
+        check_statistic(sk, case, fn, dim, "triton")
+
+
+def test_what_it_runs():
+    x = torch.randn(4, 3)
+    with pytest.raises(RuntimeError, match="of 3 hidden layers has no Triton kernel, those of 1 and 2 have"):
+        sk.MLPCritic(3, 3, hidden=4, layers=3)(x, x).logsumexp(1, backend="triton")
+    with pytest.raises(RuntimeError, match="of 2 hidden layers has Triton kernels up to 256 units, not 257"):
+        sk.MLPCritic(3, 3, hidden=257)(x, x).logsumexp(1, backend="triton")
+
+
+@pytest.mark.parametrize("name", ["y", "weight", "output"])
+def test_a_planted_error_is_seen(monkeypatch, name):
+    backward, names = BACKENDS["triton"].backward, ("x", "y", "row_bias", "col_bias", "weight", "weight_bias", "output")
+
+    def off(*arguments):
+        found = backward(*arguments)
+        found[names.index(name)].view(-1)[3] *= 1.001
+        return found
+
+    monkeypatch.setattr(BACKENDS["triton"], "backward", off)
+    with pytest.raises(AssertionError, match=f"{name}: error"):
+        check_statistic(sk, NetworkCase(20, 30, 5, torch.float32, layers=2), "logsumexp", 1, "triton")
+
+
+def test_the_check_on_a_gpu_sees_a_planted_error(monkeypatch):
+    """benchmarks/gpu/network.py's, here on the CPU."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    from benchmarks.gpu import network
+
+    monkeypatch.setattr(network, "DEVICE", "cpu")
+    assert network.check(19, 37, 20, 2, torch.bfloat16)["right"]
+    forward = BACKENDS["triton"].forward
+    monkeypatch.setattr(BACKENDS["triton"], "forward", lambda problem: [t + 0.1 for t in forward(problem)])
+    assert not network.check(19, 37, 20, 2, torch.bfloat16)["right"]
