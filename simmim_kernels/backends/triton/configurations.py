@@ -58,7 +58,7 @@ _EXACT = Shapes(
 _TF32 = Shapes(
     Tile(128, 64, 32, 8, 3),
     Tile(128, 64, 32, 8, 3),
-    {64: Tile(64, 32, 64, 8, 2), 128: Tile(64, 32, 128, 8, 2)},
+    {64: Tile(64, 32, 64, 4, 2), 128: Tile(64, 32, 128, 8, 2)},
 )
 _AMPERE = Shapes(
     Tile(128, 128, 64, 8, 3),
@@ -85,6 +85,7 @@ _BLACKWELL = Shapes(
     Tile(128, 128, 64, 8, 3),
     Tile(128, 128, 64, 8, 3),
     {64: Tile(128, 64, 64, 8, 2), 128: Tile(64, 64, 128, 8, 2)},
+    atomics=False,
 )
 _BLACKWELL_HEAVY = Shapes(
     Tile(128, 64, 64, 8, 3),

@@ -19,7 +19,7 @@ from .sides import critic_of, joint_pairs_of, sides_of
 from .statistics import forward
 from .tile import load_operand, load_partners, load_vector, partners
 
-_ROWS, _WIDTH = 16, 256
+_ROWS, _WIDTH = 8, 256
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def cross_entropies(problem: Problem, needs_gradients: bool) -> tuple[Tensor, tu
     joint, _ = joint_pairs_of(problem, scores)
     wanted = (rows if problem.wants_rows else None, columns if problem.wants_columns else None)
     arguments = (*sides_of(problem), joint, critic_of(problem), *wanted, entropies, n, scores)
-    constants = {"ROWS": _ROWS, "WIDTH": width, "EVEN_D": d % width == 0, "num_warps": 4}
+    constants = {"ROWS": _ROWS, "WIDTH": width, "EVEN_D": d % width == 0, "num_warps": 4, "num_stages": 1}
     launch(_cross_entropies, (cdiv(n, _ROWS),), *arguments, **constants, device=scores.device)
     return entropies, (rows, columns, scores)
 

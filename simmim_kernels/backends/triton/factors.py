@@ -21,7 +21,7 @@ from .tile import LOG2E
 # References that are this close, in base 2, may share one exponential: 2^60 and 2^-60 are far within float32, and what
 # underflows is below 2^-66 of its sum.
 _SHARED_SPREAD = tl.constexpr(60.0)
-_BLOCK = 4096
+_BLOCK = 2048
 
 
 class Lines(NamedTuple):

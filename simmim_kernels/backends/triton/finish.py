@@ -9,9 +9,9 @@ from torch import Tensor
 from .configurations import padded
 from .launch import cdiv, launch
 from .sides import Critic, JointPairs, Side
-from .tile import load_operand, load_partners, load_vector
+from .tile import load_operand, load_partners, load_vector, offsets_within
 
-_ROWS, _WIDTH = 16, 256
+_ROWS, _WIDTH = 8, 128
 
 
 @triton.jit
@@ -41,18 +41,19 @@ def _finished(
     for k0 in range(0, critic.d, WIDTH):
         k = k0 + tl.arange(0, WIDTH)
         mask = inside[:, None] & (k < critic.d)[None, :]
-        offsets = index.to(tl.int64)[:, None] * critic.d + k[None, :]
+        offsets = offsets_within(ROWS, critic.d, k)
         total = tl.zeros((ROWS, WIDTH), tl.float32)
         for split in range(splits):
-            total += tl.load(totals + tl.cast(split, tl.int64) * stride + offsets, mask=mask, other=0.0)
+            begin = totals + tl.cast(split, tl.int64) * stride + tl.cast(first, tl.int64) * critic.d
+            total += tl.load(begin + offsets, mask=mask, other=0.0)
         total = with_joint_pairs(total, joint, i0, k0, critic.d, unit)
         if dots is not None:
             operand = load_operand(side, i0, k0, critic.d, ROWS, WIDTH, EVEN_D)
             dot += tl.sum(operand.to(tl.float32) * total, 1)
         if gradient is not None:
             total *= tl.load(critic.scale).to(tl.float32)
-            pointers = gradient + tl.cast(start, tl.int64) * critic.d + offsets
-            tl.store(pointers, total.to(gradient.dtype.element_ty), mask=mask)
+            begin = gradient + tl.cast(i0, tl.int64) * critic.d
+            tl.store(begin + offsets, total.to(gradient.dtype.element_ty), mask=mask)
     if dots is not None:
         tl.store(dots + i0 + tl.arange(0, ROWS), dot, mask=inside)
 
@@ -87,4 +88,4 @@ def finish(
         splits,
     )
     constants = {"ROWS": _ROWS, "WIDTH": width, "EVEN_D": d % width == 0}
-    launch(_finished, (cdiv(length, _ROWS),), *arguments, **constants, device=totals.device, num_warps=4)
+    launch(_finished, (cdiv(length, _ROWS),), *arguments, **constants, device=totals.device, num_warps=4, num_stages=1)

@@ -27,7 +27,7 @@ from .tile import (
 )
 
 # Columns at a time of the other side's gradient: a second accumulator as wide as the first would spill.
-_ADDED_WIDTH = 32
+_ADDED_WIDTH = 64
 
 
 class Outputs(NamedTuple):
