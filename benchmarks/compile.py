@@ -64,7 +64,7 @@ class Compiled:
 def problems() -> Iterator[tuple[str, Problem, str]]:
     """A name, a problem on the meta device, and the precision of its float32 products."""
     half, single = torch.bfloat16, torch.float32
-    for d in (10, 64, 128, 256, 768):
+    for d in (64, 128, 256, 768):
         yield f"clip bf16 d={d}", meta_problem(d, half, dims="both", joint="left_out"), "highest"
     for d in (64, 128, 512):
         yield f"clip tf32 d={d}", meta_problem(d, single, dims="both", joint="left_out"), "high"
@@ -96,9 +96,8 @@ def problems() -> Iterator[tuple[str, Problem, str]]:
     # Each width of configurations.py has tiles of its own.
     for d in (64, 128, 256):
         yield f"network of 2 bf16 d={d}", meta_network(d, 2, half, dims="both"), "highest"
-    for d in (128, 256):
-        yield f"network of 2 tf32 d={d}", meta_network(d, 2, single, dims="both"), "high"
-        yield f"network of 2 fp32 d={d}", meta_network(d, 2, single, dims="both"), "highest"
+    yield "network of 2 tf32 d=256", meta_network(256, 2, single, dims="both"), "high"
+    yield "network of 2 fp32 d=256", meta_network(256, 2, single, dims="both"), "highest"
     ids = {"row_ids": _meta(2, 4096, dtype=torch.int64), "col_ids": _meta(2, 4096, dtype=torch.int64)}
     for layers in (1, 2):
         options = {"joint": "left_out", "lo": -5.0, "hi": 5.0, **ids}
