@@ -55,6 +55,8 @@ class Compiled:
     registers: int
     spilled: int
     """Bytes of memory a thread"""
+    instructions: int | None
+    """Of NVIDIA's machine code, loops and branches once; None where they were not counted"""
     shared: int
     """Bytes a block of threads"""
     shared_limit: int
@@ -172,7 +174,7 @@ def _launching_on(target: str, launch):
         JITFunction.run, configurations.architecture = run, architecture
 
 
-def compile_for(target: str) -> Iterator[Compiled]:
+def compile_for(target: str, instructions: bool = False) -> Iterator[Compiled]:
     seen = set()
     for name, problem, precision in problems():
         found: list = []
@@ -182,7 +184,7 @@ def compile_for(target: str) -> Iterator[Compiled]:
         for kernel, binary in found:
             if binary.hash not in seen:
                 seen.add(binary.hash)
-                yield _read(target, name, kernel, binary)
+                yield _read(target, name, kernel, binary, instructions)
 
 
 def binaries_of(target: str, sizes: list[int], d: int) -> list[int]:
@@ -218,7 +220,7 @@ def _launch_all(problem: Problem, modes: tuple[bool, ...] = (False, True)) -> No
     torch.use_deterministic_algorithms(False)
 
 
-def _read(target: str, problem: str, kernel: str, binary) -> Compiled:
+def _read(target: str, problem: str, kernel: str, binary, instructions: bool) -> Compiled:
     registers, spilled = _of_nvidia(binary) if target.startswith("cuda") else _of_amd(binary)
     text = binary.asm["ptx" if target.startswith("cuda") else "amdgcn"]
     return Compiled(
@@ -228,19 +230,27 @@ def _read(target: str, problem: str, kernel: str, binary) -> Compiled:
         binary.metadata.num_warps,
         registers,
         spilled,
+        _instructions(binary) if instructions else None,
         binary.metadata.shared,
         SHARED_LIMIT[target],
         re.search(MATRIX_INSTRUCTION[target], text) is not None,
     )
 
 
-def _of_nvidia(binary) -> tuple[int, int]:
-    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+def _cuobjdump(binary, option: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
-        command = [cuobjdump, "-res-usage", file.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        command = [Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump", option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _instructions(binary) -> int:
+    return len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", _cuobjdump(binary, "-sass"), re.MULTILINE))
+
+
+def _of_nvidia(binary) -> tuple[int, int]:
+    usage = _cuobjdump(binary, "-res-usage")
     registers, stack, local = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK", "LOCAL"))
     return registers, stack + local
 
@@ -258,6 +268,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--instructions", action="store_true", help="count them, on NVIDIA: 0.5 s more a kernel")
     parser.add_argument(
         "--binaries", nargs="+", type=int, metavar="N", help="count those of a step of these sizes, d = 768"
     )
@@ -266,7 +277,7 @@ def main() -> int:
         print(json.dumps(binaries_of((arguments.targets or ["cuda:90"])[0], arguments.binaries, 768)))
         return 0
     for target in arguments.targets or TARGETS:
-        for found in compile_for(target):
+        for found in compile_for(target, arguments.instructions):
             if arguments.json:
                 print(json.dumps(asdict(found)), flush=True)
             else:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -33,10 +34,30 @@ def test_default_configurations(target):
     # In the linear work ptxas keeps a few bytes on the stack rather than take registers from another program.
     assert [k for k in kernels if k["spilled"] > (16 if k["kernel"] in small else 0)] == []
     assert [k for k in kernels if k["shared"] > k["shared_limit"]] == []
+    if target == "cuda:90":
+        assert_registers_as_recorded([k for k in kernels if k["kernel"] in large])
     # float32 "as it is" runs outside the tensor cores, and so does what makes no products.
     dense = [k for k in kernels if k["kernel"] in large and "fp32" not in k["problem"]]
     dense = [k for k in dense if "network of 1" not in k["problem"]]
     assert [k for k in dense if not k["matrix_instruction"]] == []
+
+
+def assert_registers_as_recorded(kernels):
+    """At most 10% more than in benchmarks/results/kernels.json: what decides how many programs run at a time.
+
+    The file holds, of the kernels that look at pairs, what `python -m benchmarks.compile cuda:90 --json --instructions`
+    says.
+    """
+    recorded = json.loads((ROOT / "benchmarks" / "results" / "kernels.json").read_text())
+    if version("triton") != recorded["triton"]:
+        return  # another compiler's
+    found = {}
+    for k in kernels:
+        found.setdefault(f"{k['problem']}, {k['kernel']}", []).append(k["registers"])
+    assert found.keys() == recorded["kernels"].keys()
+    for name, registers in found.items():
+        most = max(of_one for of_one, _ in recorded["kernels"][name])
+        assert max(registers) <= 1.1 * most, f"{name}: {max(registers)} registers, recorded {most}"
 
 
 @pytest.mark.parametrize("deterministic", [(), ("--deterministic",)], ids=["any order", "fixed order"])
