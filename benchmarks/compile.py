@@ -204,11 +204,12 @@ def _launch_all(problem: Problem, modes: tuple[bool, ...] = (False, True)) -> No
     Of log-sum-exps without the joint pairs these are cross entropies.
     """
     needs = [tensor is not None for tensor in problem.differentiable]
-    found = backend.forward(problem)
-    upstream = [torch.empty_like(statistic) for statistic in found]
     entropies = problem.fn == "logsumexp" and problem.joint == "left_out" and problem.form == "inner_product"
     if entropies:
         made, kept = backend.cross_entropies(problem, needs_gradients=True)
+    else:
+        found = backend.forward(problem)
+        upstream = [torch.empty_like(statistic) for statistic in found]
     for deterministic in modes:
         torch.use_deterministic_algorithms(deterministic)
         if entropies:

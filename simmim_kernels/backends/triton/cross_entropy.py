@@ -17,7 +17,7 @@ from .launch import cdiv, launch
 from .pointwise import pointwise_value
 from .sides import critic_of, joint_pairs_of, sides_of
 from .statistics import forward
-from .tile import load_operand, load_partners, load_vector, partners
+from .tile import clamped_scores, load_operand, load_partners, load_vector, partners
 
 _ROWS, _WIDTH = 8, 256
 
@@ -43,8 +43,7 @@ def _cross_entropies(
     tl.store(scores + i, s, mask=inside)
     # A joint score of +inf hides itself: its cross entropy is inf - inf.
     hidden = tl.where(s == float("inf"), float("nan"), 0.0)
-    if critic.lo is not None:
-        s = tl.where(s < critic.lo, critic.lo, tl.where(s > critic.hi, critic.hi, s))
+    s = clamped_scores(s, critic, 1.0)
     if rows is not None:
         others = load_vector(rows, i0, own.size, ROWS, 0.0)
         tl.store(entropies + i, pointwise_value(others - s + hidden, "softplus"), mask=inside)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ...problem import Problem
 from .launch import launch
-from .sides import Critic, Side
-from .tile import LOG2E
+from .sides import Critic, Side, dense
+from .tile import LOG2E, clamped_scores
 
 # References that are this close, in base 2, may share one exponential: 2^60 and 2^-60 are far within float32, and what
 # underflows is below 2^-66 of its sum.
@@ -71,8 +71,7 @@ def _upstream(lines, i, joint, critic):
         s = tl.load(joint.scores + i, mask=given, other=0.0)
         # A joint score of +inf hides itself: its cross entropy is inf - inf.
         hidden = tl.where(s == float("inf"), float("nan"), 0.0)
-        if critic.lo is not None:
-            s = tl.where(s < critic.lo, critic.lo, tl.where(s > critic.hi, critic.hi, s))
+        s = clamped_scores(s, critic, 1.0)
         others = tl.load(lines.statistic + i, mask=given, other=0.0)
         upstream = tl.where(given, upstream / (1.0 + tl.exp(s - others)) + hidden, 0.0)
     return upstream
@@ -133,11 +132,14 @@ def factored(
     joint_scores: Tensor | None = None,
     shares: bool = True,
 ) -> tuple[Side, Side, Critic, Tensor | None]:
-    """The sides and the critic of a problem of log-sum-exps, ready for a backward, and the joint scores' gradients.
+    """The sides and the critic of a problem, ready for a backward, and the gradients of the joint scores.
 
     `upstream` is of the statistics or, with `joint_scores`, of the cross entropies of the joint pairs. Without `shares`
     no reference is shared: for kernels that do not ask tile.is_for.
     """
+    if problem.fn != "logsumexp":
+        left, right = (side._replace(factor=dense(of)) for side, of in zip(sides, upstream, strict=True))
+        return left, right, critic, None
     device = problem.x.device
     wanted = (problem.wants_rows, problem.wants_columns)
 

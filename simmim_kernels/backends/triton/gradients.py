@@ -15,7 +15,7 @@ from .configurations import fused_tile, weights_tile
 from .factors import factored
 from .fused import run_fused
 from .passes import Pass, Wanted, weight_unit
-from .sides import NO_PAIRS, Critic, Side, critic_of, joint_pairs_of, sides_of, with_factor
+from .sides import NO_PAIRS, Critic, Side, critic_of, joint_pairs_of, sides_of
 from .strips import run_strips
 
 # Functions whose derivative is at most 1, so that upstream gradients bound the weights.
@@ -31,11 +31,7 @@ def backward(
     """Gradients of `problem.differentiable`."""
     wide = _widened(problem)
     upstream = (grad_rows if problem.wants_rows else None, grad_columns if problem.wants_columns else None)
-    if problem.fn == "logsumexp":
-        prepared = factored(wide, sides_of(wide), critic_of(wide), (rows, columns), upstream)
-    else:
-        left, right = map(with_factor, sides_of(wide), upstream)
-        prepared = (left, right, critic_of(wide), None)
+    prepared = factored(wide, sides_of(wide), critic_of(wide), (rows, columns), upstream)
     return gradients_of(wide, prepared, upstream, needs, problem.x.dtype)[1]
 
 

@@ -28,7 +28,7 @@ from .network_kernels import (
     gradients_of_second_sums,
     statistics_of_network,
 )
-from .sides import Critic, Side, network_precision, sides_of, with_factor
+from .sides import Critic, Side, critic_of, network_precision, sides_of
 from .statistics import Merger, block_of, blocks, compile_time_options, tiles_of
 
 # Of the weight's gradient, for a few hundred multiprocessors: a tile has a multiple of 16 pairs.
@@ -58,8 +58,8 @@ def _network_of(problem: Problem) -> Network:
 
 
 def _critic_of(problem: Problem) -> Critic:
-    scale = torch.ones((), dtype=torch.float32, device=problem.x.device)
-    return Critic(problem.x.shape[1], scale, *((problem.lo, problem.hi) if problem.clamped else (None, None)))
+    """A network's scores are no product, and have no scale."""
+    return critic_of(problem)._replace(scale=torch.ones((), dtype=torch.float32, device=problem.x.device))
 
 
 def _constants(problem: Problem, tile: Tile) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class _Backward:
         parameters = [output[None], self.sums["output_bias"].reshape(1)]
         if self.net.weight is not None:
             parameters = [self.sums["weight"], self.sums["weight_bias"], *parameters]
-        made = [dx, dy, biases.own if wants[0] else None, biases.other if wants[1] else None, *parameters]
+        made = [dx, dy, biases.own, biases.other, *parameters]
         found = [gradient if need else None for gradient, need in zip(made, needs, strict=True)]
         return None if values.own is None else values.own.sum(), found
 
@@ -184,10 +184,7 @@ def backward(
     """Gradients of `problem.differentiable`."""
     whole = _whole(problem)
     upstream = (grad_rows if problem.wants_rows else None, grad_columns if problem.wants_columns else None)
-    if problem.fn == "logsumexp":
-        left, right, *_ = factored(whole, sides_of(whole), _critic_of(whole), (rows, columns), upstream, shares=False)
-    else:
-        left, right = map(with_factor, sides_of(whole), upstream)
+    left, right, *_ = factored(whole, sides_of(whole), _critic_of(whole), (rows, columns), upstream, shares=False)
     return _cut(problem, _Backward(whole, left, right).run(needs)[1])
 
 

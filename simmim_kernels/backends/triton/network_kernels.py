@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .statistics import store_parts, store_parts_of_scores, tile_of_program
-from .tile import clamped_scores, multiply, unclamped_scores, values_of_tile, weights_of_tile
+from .statistics import store_parts_of_scores, tile_of_program
+from .strips import weigh_tile
+from .tile import clamped_scores, multiply, unclamped_scores
 
 
 class Network(NamedTuple):
@@ -131,29 +132,6 @@ def statistics_of_network(
 
 
 @triton.jit
-def _weights_of_scores(
-    s, own, other, critic, own_bias, other_bias, value, tile_i, tile_j, UNIT: tl.constexpr, FN: tl.constexpr,
-    IDS: tl.constexpr, JOINT: tl.constexpr,
-):  # fmt: skip
-    """dL/ds of a tile, whose sums by row and by column and whose function go to where they are wanted."""
-    BI: tl.constexpr = s.shape[0]
-    BJ: tl.constexpr = s.shape[1]
-    i0 = own_bias.start + tile_i * BI
-    j0 = other_bias.start + tile_j * BJ
-    unclamped = unclamped_scores(s, own, other, i0, j0, critic, UNIT)
-    s = clamped_scores(unclamped, critic, UNIT)
-    if value.lines is not None:
-        by_row = tl.sum(values_of_tile(s, own, other, i0, j0, FN, IDS, JOINT), 1)
-        store_parts(value, tile_j, tile_i * BI, by_row, BI)
-    g = weights_of_tile(unclamped, s, own, other, i0, j0, critic, FN, IDS, JOINT, "any")
-    if own_bias.lines is not None:
-        store_parts(own_bias, tile_j, tile_i * BI, tl.sum(g, 1), BI)
-    if other_bias.lines is not None:
-        store_parts(other_bias, tile_i, tile_j * BJ, tl.sum(g, 0), BJ)
-    return g
-
-
-@triton.jit
 def _line(lines, tile, stride, start, k, d, BLOCK: tl.constexpr):
     at = start + tl.arange(0, BLOCK)
     return lines + tile.to(tl.int64) * stride + (at * d)[:, None] + k[None, :]
@@ -171,7 +149,7 @@ def gradients_of_one_layer(
     j0 = other_bias.start + tile_j * BJ
     d = critic.d
     s = _scores_of_one_layer(own, other, net, i0, j0, d, BI, BJ, BK)
-    g = _weights_of_scores(s, own, other, critic, own_bias, other_bias, value, tile_i, tile_j, UNIT, FN, IDS, JOINT)
+    g = weigh_tile(s, own, other, critic, own_bias, other_bias, value, tile_i, tile_j, UNIT, FN, IDS, JOINT, "any")
     tl.store(parts.output_bias + tl.program_id(0), tl.sum(tl.sum(g, 1), 0))
     i = i0 + tl.arange(0, BI)
     j = j0 + tl.arange(0, BJ)
@@ -199,7 +177,7 @@ def gradients_of_second_sums(
     line = at * (BI * BJ) * d
     sums = _second_sums(own, other, net, i0, j0, d, parts.first + line, BI, BJ, BD, BK, PRECISION)
     s = _scores_of_sums(sums, net, d, BI, BJ)
-    g = _weights_of_scores(s, own, other, critic, own_bias, other_bias, value, tile_i, tile_j, UNIT, FN, IDS, JOINT)
+    g = weigh_tile(s, own, other, critic, own_bias, other_bias, value, tile_i, tile_j, UNIT, FN, IDS, JOINT, "any")
     weight = tl.reshape(g, (BI * BJ,))
     n = tl.arange(0, BD)
     pair = tl.arange(0, BI * BJ)

@@ -73,20 +73,20 @@ def sides_of(problem: Problem) -> tuple[Side, Side]:
         x,
         x.stride(0),
         x.stride(1),
-        bias=_dense(problem.row_bias),
+        bias=dense(problem.row_bias),
         ids=row_ids,
         group=row_group,
-        joint=None if problem.joint == "counted" else _dense(problem.positives),
+        joint=None if problem.joint == "counted" else dense(problem.positives),
     )
-    col_bias = _dense(problem.col_bias)
+    col_bias = dense(problem.col_bias)
     return rows, Side(len(y), y, y.stride(0), y.stride(1), bias=col_bias, ids=col_ids, group=col_group)
 
 
 def _group_and_exclusions(problem: Problem, ids: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """A side's ids (K, size) as those of groups (size,) and those of exclusions (K or K - 1, size); None for none."""
     if ids is None or not problem.grouped:
-        return None, _dense(ids)
-    return _dense(ids[0]), _dense(ids[1:]) if len(ids) > 1 else None
+        return None, dense(ids)
+    return dense(ids[0]), dense(ids[1:]) if len(ids) > 1 else None
 
 
 def critic_of(problem: Problem) -> Critic:
@@ -99,15 +99,10 @@ def joint_pairs_of(problem: Problem, gradient: Tensor | None) -> tuple[JointPair
     if gradient is None:
         return NO_PAIRS, NO_PAIRS
     x, y = problem.x, problem.y
-    rows = JointPairs(len(x), gradient, y, y.stride(0), y.stride(1), _dense(problem.positives))
+    rows = JointPairs(len(x), gradient, y, y.stride(0), y.stride(1), dense(problem.positives))
     if problem.positives is not None:
         return rows, NO_PAIRS
     return rows, JointPairs(len(x), gradient, x, x.stride(0), x.stride(1))
-
-
-def with_factor(side: Side, upstream: Tensor | None) -> Side:
-    """A side whose sums of a pointwise function are differentiated."""
-    return side._replace(factor=_dense(upstream))
 
 
 def exclusions(problem: Problem) -> dict[str, Any]:
@@ -128,5 +123,5 @@ def network_precision(problem: Problem) -> str:
     return "ieee" if exact else "tf32"
 
 
-def _dense(tensor: Tensor | None) -> Tensor | None:
+def dense(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()

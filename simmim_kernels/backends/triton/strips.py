@@ -23,6 +23,29 @@ from .tile import (
 )
 
 
+@triton.jit
+def weigh_tile(
+    products, own, other, critic, own_bias, other_bias, value, tile_i, tile_j, UNIT: tl.constexpr, FN: tl.constexpr,
+    IDS: tl.constexpr, JOINT: tl.constexpr, REFERENCES: tl.constexpr,
+):  # fmt: skip
+    """dL/ds of a tile, whose sums by row and by column and whose function go to where they are wanted."""
+    BI: tl.constexpr = products.shape[0]
+    BJ: tl.constexpr = products.shape[1]
+    i0 = own_bias.start + tile_i * BI
+    j0 = other_bias.start + tile_j * BJ
+    unclamped = unclamped_scores(products, own, other, i0, j0, critic, UNIT)
+    s = clamped_scores(unclamped, critic, UNIT)
+    if value.lines is not None:
+        by_row = tl.sum(values_of_tile(s, own, other, i0, j0, FN, IDS, JOINT), 1)
+        store_parts(value, tile_j, tile_i * BI, by_row, BI)
+    g = weights_of_tile(unclamped, s, own, other, i0, j0, critic, FN, IDS, JOINT, REFERENCES)
+    if own_bias.lines is not None:
+        store_parts(own_bias, tile_j, tile_i * BI, tl.sum(g, 1), BI)
+    if other_bias.lines is not None:
+        store_parts(other_bias, tile_i, tile_j * BJ, tl.sum(g, 0), BJ)
+    return g
+
+
 @triton.jit(do_not_specialize=("tiles_i", "tiles_j"))
 def _weights_of_tiles(
     own, other, critic, weights, stride, weight_unit, own_bias, other_bias, value, tiles_i, tiles_j,
@@ -36,16 +59,9 @@ def _weights_of_tiles(
     i0 = own_bias.start + tile_i * BI
     j0 = other_bias.start + tile_j * BJ
     products = products_of_tile(own, other, i0, j0, critic.d, BI, BJ, BD, EVEN_D, PRECISION)
-    unclamped = unclamped_scores(products, own, other, i0, j0, critic, UNIT)
-    s = clamped_scores(unclamped, critic, UNIT)
-    if value.lines is not None:
-        by_row = tl.sum(values_of_tile(s, own, other, i0, j0, FN, IDS, JOINT), 1)
-        store_parts(value, tile_j, tile_i * BI, by_row, BI)
-    g = weights_of_tile(unclamped, s, own, other, i0, j0, critic, FN, IDS, JOINT, REFERENCES)
-    if own_bias.lines is not None:
-        store_parts(own_bias, tile_j, tile_i * BI, tl.sum(g, 1), BI)
-    if other_bias.lines is not None:
-        store_parts(other_bias, tile_i, tile_j * BJ, tl.sum(g, 0), BJ)
+    g = weigh_tile(
+        products, own, other, critic, own_bias, other_bias, value, tile_i, tile_j, UNIT, FN, IDS, JOINT, REFERENCES
+    )
     if weight_unit is not None:
         g *= tl.load(weight_unit)
     start = weights + (tile_i * BI).to(tl.int64) * stride + tile_j * BJ
