@@ -4,6 +4,7 @@ python -m benchmarks.compile cuda:90 hip:gfx942
 
 One line a kernel: registers, spills, shared memory and the matrix instruction. `--json` for programs. The launches are
 those that the package itself makes for the problems below, with its default tiles for the target's architecture.
+`cuda:90 --record` writes benchmarks/results/kernels.json, which tests/test_triton_compile.py compares later ones with.
 """
 
 import argparse
@@ -31,16 +32,29 @@ from simmim_kernels.backends import triton as backend
 from simmim_kernels.backends.triton import configurations
 from simmim_kernels.problem import Problem
 
-TARGETS = ("cuda:80", "cuda:86", "cuda:90", "cuda:100", "hip:gfx942")
-
 # Shared memory that one block of threads may have, in bytes, by the vendors' tables of compute capabilities.
-SHARED_LIMIT = {"cuda:80": 166912, "cuda:86": 101376, "cuda:90": 232448, "cuda:100": 232448, "hip:gfx942": 65536}
+SHARED_LIMIT = {
+    "cuda:80": 166912,
+    "cuda:86": 101376,
+    "cuda:89": 101376,
+    "cuda:90": 232448,
+    "cuda:100": 232448,
+    "cuda:120": 101376,
+    "hip:gfx90a": 65536,
+    "hip:gfx942": 65536,
+    "hip:gfx950": 163840,
+}
+TARGETS = tuple(SHARED_LIMIT)
+_LOOK_AT_PAIRS = {
+    *("_statistics_of_tiles", "_inexact_tiles_again", "_fused_gradients", "_weights_of_tiles"),
+    *("statistics_of_network", "gradients_of_second_sums", "gradients_of_first_sums"),
+}
+RECORD = Path(__file__).parent / "results" / "kernels.json"
+# One of each kind of tiles and of each room of the backend, for targets that share all else with one looked at in full.
+QUICK = {"clip bf16 d=64", "clip tf32 d=512", "all options bf16 d=768", "siglip bf16 d=256", "network of 2 bf16 d=256"}
+_OF_OTHERS = {"cuda:90": r"wgmma\.mma_async", "cuda:100": r"tcgen05\.mma"}
 MATRIX_INSTRUCTION = {
-    "cuda:80": r"mma\.sync",
-    "cuda:86": r"mma\.sync",
-    "cuda:90": r"wgmma\.mma_async",
-    "cuda:100": r"tcgen05\.mma",
-    "hip:gfx942": r"v_mfma",
+    target: _OF_OTHERS.get(target, r"v_mfma" if target.startswith("hip") else r"mma\.sync") for target in TARGETS
 }
 
 
@@ -51,6 +65,8 @@ class Compiled:
     target: str
     problem: str
     kernel: str
+    looks_at_pairs: bool
+    """And so decides, by its registers, how many programs run at a time"""
     warps: int
     registers: int
     spilled: int
@@ -84,6 +100,9 @@ def problems() -> Iterator[tuple[str, Problem, str]]:
             meta_problem(d, half, fn="softplus", joint="negated", row_bias=_meta(4096)),
             "highest",
         )
+    for d in (64, 512):
+        options = {"dims": "rows", "joint": "left_out", "mirrored": True}
+        yield f"symmetric bf16 d={d}", meta_problem(d, half, **options), "highest"
     # More than one block, for which a merge goes on where the last one stopped; and sizes that Triton takes for
     # constants, or cannot vectorise.
     yield "clip bf16 N=40000 d=512", meta_problem(512, half, n=40000, dims="both"), "highest"
@@ -111,7 +130,8 @@ def _meta(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def meta_problem(d: int, dtype: torch.dtype, n: int = 4096, m: int | None = None, **options) -> Problem:
-    return Problem(_meta(n, d, dtype=dtype), _meta(m or n, d, dtype=dtype), [_meta()], **options)
+    x = _meta(n, d, dtype=dtype)
+    return Problem(x, x if options.get("mirrored") else _meta(m or n, d, dtype=dtype), [_meta()], **options)
 
 
 def meta_network(d: int, layers: int, dtype: torch.dtype, n: int = 4096, **options) -> Problem:
@@ -135,6 +155,11 @@ class _Driver:
 
     def get_current_stream(self, device: str) -> int:
         return 0
+
+
+def launching_nothing(target: str):
+    """Launches are neither compiled nor run."""
+    return _launching_on(target, lambda self, *arguments, **options: None)
 
 
 def compiling_for(target: str, compiled: list):
@@ -167,16 +192,18 @@ def _launching_on(target: str, launch):
     run, architecture = JITFunction.run, configurations.architecture
     triton.runtime.driver.set_active(_Driver(gpu))
     JITFunction.run = launch
-    configurations.architecture = lambda device: arch
+    configurations.architecture = lambda device: configurations.row_of(arch)
     try:
         yield
     finally:
         JITFunction.run, configurations.architecture = run, architecture
 
 
-def compile_for(target: str, instructions: bool = False) -> Iterator[Compiled]:
+def compile_for(target: str, instructions: bool = False, quick: bool = False) -> Iterator[Compiled]:
     seen = set()
     for name, problem, precision in problems():
+        if quick and name not in QUICK:
+            continue
         found: list = []
         torch.set_float32_matmul_precision(precision)
         with compiling_for(target, found):
@@ -185,6 +212,17 @@ def compile_for(target: str, instructions: bool = False) -> Iterator[Compiled]:
             if binary.hash not in seen:
                 seen.add(binary.hash)
                 yield _read(target, name, kernel, binary, instructions)
+
+
+def record(target: str) -> None:
+    found: dict[str, list[list[int | None]]] = {}
+    for k in compile_for(target, instructions=True):
+        if k.looks_at_pairs:
+            found.setdefault(f"{k.problem}, {k.kernel}", []).append([k.registers, k.instructions])
+    lines = [f"  {json.dumps(name)}: {json.dumps(sorted(of_kernel))}" for name, of_kernel in sorted(found.items())]
+    head = {"target": target, "triton": triton.__version__, "columns": ["registers a thread", "instructions"]}
+    text = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
+    RECORD.write_text("{\n" + text + ' "kernels": {\n' + ",\n".join(lines) + "\n }\n}\n")
 
 
 def binaries_of(target: str, sizes: list[int], d: int) -> list[int]:
@@ -228,6 +266,7 @@ def _read(target: str, problem: str, kernel: str, binary, instructions: bool) ->
         target,
         problem,
         kernel,
+        kernel in _LOOK_AT_PAIRS,
         binary.metadata.num_warps,
         registers,
         spilled,
@@ -273,12 +312,17 @@ def main() -> int:
     parser.add_argument(
         "--binaries", nargs="+", type=int, metavar="N", help="count those of a step of these sizes, d = 768"
     )
+    parser.add_argument("--quick", action="store_true", help="a few problems that stand for the rest")
+    parser.add_argument("--record", action="store_true", help="write the table of registers and instructions")
     arguments = parser.parse_args()
+    if arguments.record:
+        record((arguments.targets or ["cuda:90"])[0])
+        return 0
     if arguments.binaries:
         print(json.dumps(binaries_of((arguments.targets or ["cuda:90"])[0], arguments.binaries, 768)))
         return 0
     for target in arguments.targets or TARGETS:
-        for found in compile_for(target, arguments.instructions):
+        for found in compile_for(target, arguments.instructions, arguments.quick):
             if arguments.json:
                 print(json.dumps(asdict(found)), flush=True)
             else:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 # Imported first: it has Triton compile for GPUs rather than interpret.
-from .compile import backend, compiling_for, meta_problem
+from .compile import backend, launching_nothing, meta_problem
 
 
 class Allocations(TorchDispatchMode):
@@ -55,7 +55,7 @@ def extra_megabytes(n: int, d: int, deterministic: bool = False) -> float:
     problem = meta_problem(d, torch.bfloat16, n=n, dims="both")
     needs = [tensor is not None for tensor in problem.differentiable]
     torch.use_deterministic_algorithms(deterministic)
-    with compiling_for("cuda:90", []), Allocations(problem.x, problem.y) as allocations:
+    with launching_nothing("cuda:90"), Allocations(problem.x, problem.y) as allocations:
         found = backend.forward(problem)
         upstream = [torch.empty_like(statistic) for statistic in found]
         made = backend.backward(problem, *found, *upstream, needs)
@@ -65,11 +65,12 @@ def extra_megabytes(n: int, d: int, deterministic: bool = False) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("n", type=int, help="rows and columns")
+    parser.add_argument("n", type=int, nargs="+", help="rows and columns")
     parser.add_argument("d", type=int, help="width of the features")
     parser.add_argument("--deterministic", action="store_true", help="as in PyTorch's deterministic mode")
     arguments = parser.parse_args()
-    print(f"{extra_megabytes(arguments.n, arguments.d, arguments.deterministic):.1f} MB")
+    for n in arguments.n:
+        print(f"{extra_megabytes(n, arguments.d, arguments.deterministic):.1f} MB")
 
 
 if __name__ == "__main__":

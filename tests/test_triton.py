@@ -40,12 +40,22 @@ def way(request, monkeypatch, small_tiles):
 every_way = pytest.mark.parametrize("way", WAYS, indirect=True)
 
 
-@every_way
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
-@pytest.mark.parametrize("dim", DIMS, ids=str)
-@pytest.mark.parametrize("fn", ["logsumexp", "softplus", "square"])
-def test_options(fn, dim, options, way):
-    check_statistic(sk, Case(37, 53, 5, torch.float32, **options), fn, dim, "triton")
+FUNCTIONS = ("logsumexp", "softplus", "square")
+
+
+def thirds():
+    """Of all ways, options, functions and dims one in three, in which any three of them meet somewhere.
+
+    Each way and option has a Latin square's diagonal of functions and dims, and the next way the next diagonal.
+    """
+    for (w, way), (o, option) in itertools.product(enumerate(WAYS), enumerate(OPTIONS)):
+        for f, fn in enumerate(FUNCTIONS):
+            yield fn, DIMS[(f + w + o) % 3], option, way
+
+
+@pytest.mark.parametrize(("fn", "dim", "option", "way"), list(thirds()), indirect=["way"], ids=str)
+def test_options(fn, dim, option, way):
+    check_statistic(sk, Case(37, 53, 5, torch.float32, **OPTIONS[option]), fn, dim, "triton")
 
 
 @every_way
@@ -68,9 +78,17 @@ SIZES = (1, 2, 3, 17, 31, 63, 65, 129)
 WIDTHS = (1, 3, 16, 33, 64, 100)
 
 
-@pytest.mark.parametrize("way", ["fused, one pass", "strips, one pass"], indirect=True)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("n", "m"), [*zip(SIZES, SIZES, strict=True), *itertools.pairwise(SIZES), (65, 3)])
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SHAPES = [*zip(SIZES, SIZES, strict=True), *itertools.pairwise(SIZES), (65, 3)]
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "dtype", "way"),
+    # Each shape by both ways, each dtype by both.
+    [(*nm, t, WAYS[(k + j) % 2 * 2]) for k, nm in enumerate(SHAPES) for j, t in enumerate(DTYPES)],
+    indirect=["way"],
+    ids=str,
+)
 def test_shapes_and_dtypes(n, m, dtype, way):
     d = WIDTHS[(n + m) % len(WIDTHS)]
     for fn, dim in (("logsumexp", 1), ("logsumexp", 0), ("softplus", (0, 1))):
@@ -113,11 +131,12 @@ def test_only_the_gradients_that_are_wanted(needs, way):
     wanted = {name: tensor for name, tensor in case.tensors.items() if tensor.requires_grad}
     wide = {name: tensor.detach().double().requires_grad_(name in wanted) for name, tensor in case.tensors.items()}
     truth_of = {name: tensor for name, tensor in wide.items() if name in wanted}
-    for fn, dim in (("logsumexp", 1), ("softplus", (0, 1))):
-        got = case.scores(sk).logsumexp(dim, "triton") if fn == "logsumexp" else case.scores(sk).sum(dim, fn, "triton")
-        truth = gradients(weighted(case.statistic(wide, fn, dim)), truth_of)
-        for name, found in gradients(weighted(got), wanted).items():
-            assert_close(found, truth[name], name=name)
+    # Gradients of what bounds the weights come with a value or without one; each way has half of both.
+    fn, dim = (("logsumexp", 1), ("softplus", (0, 1)))[(sum(needs) + WAYS.index(way)) % 2]
+    got = case.scores(sk).logsumexp(dim, "triton") if fn == "logsumexp" else case.scores(sk).sum(dim, fn, "triton")
+    truth = gradients(weighted(case.statistic(wide, fn, dim)), truth_of)
+    for name, found in gradients(weighted(got), wanted).items():
+        assert_close(found, truth[name], name=name)
 
 
 @pytest.mark.parametrize(("passes", "backward"), [("one pass", 3), ("two passes", 4)])
@@ -143,6 +162,21 @@ def test_products(kernel, passes, backward, request, monkeypatch, small_tiles):
     with launch.counted_multiplications() as work, torch.no_grad():
         case.scores(sk).sum((0, 1), backend="triton")
         assert work.multiplications == g
+
+
+@pytest.mark.parametrize("kernel", ["fused", "strips"])
+def test_products_of_symmetric_scores(kernel, monkeypatch, small_tiles):
+    """3 g, whatever the passes: weights by row and by column serve one side. A sum over all pairs takes 2 g."""
+    if kernel == "strips":
+        monkeypatch.setattr(configurations, "_INTERPRETER", configurations._INTERPRETER._replace(fused={}))
+    case = Case(37, 37, 5, torch.float32, mirrored=True, biases=True)
+    g, leaves = 37 * 37 * 5, list(case.tensors.values())
+    with launch.counted_multiplications() as work:
+        torch.autograd.grad(case.scores(sk).logsumexp(1, backend="triton").sum(), leaves)
+        assert work.multiplications == 3 * g
+    with launch.counted_multiplications() as work:
+        torch.autograd.grad(case.scores(sk).sum((0, 1), backend="triton"), leaves)
+        assert work.multiplications == 2 * g
 
 
 def test_one_pass_wherever_the_order_may_vary_and_memory_allows(monkeypatch):
@@ -219,7 +253,7 @@ def test_a_planted_error_is_seen(monkeypatch, small_tiles):
 def test_an_amd_architecture_without_tiles_is_a_reason(monkeypatch):
     monkeypatch.setattr(configurations.knobs.runtime, "interpret", False)
     monkeypatch.setattr(torch.version, "hip", "7.0")
-    for name, reason in (("gfx942:sramecc+", None), ("gfx90a", "gfx942 alone; cuda:0 is gfx90a")):
+    for name, reason in (("gfx942:sramecc+", None), ("gfx1100", "gfx942, gfx90a, gfx950 alone; cuda:0 is gfx1100")):
         properties = types.SimpleNamespace(gcnArchName=name)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=properties: found)
         said = configurations.without_tiles(torch.device("cuda:0"))

@@ -12,7 +12,6 @@ import torch
 from triton import knobs
 
 from ...problem import Problem
-from .sides import input_precision, network_precision
 
 
 class Tile(NamedTuple):
@@ -131,6 +130,10 @@ _TABLE = {
 }
 # Of all others, the least shared memory (99 KB): sm_86, sm_89, sm_120.
 _TABLE["86"] = _TABLE["80"]
+# Neither has TF32.
+for _name in ("gfx90a", "gfx950"):
+    _TABLE[_name] = {kind: _TABLE["gfx942"][kind] for kind in ("half", "ieee")}
+_ROWS = {"80": "80", "90": "90", "100": "100", "103": "100"}
 
 _INTERPRETER = Shapes(Tile(16, 32, 16, 4, 1), Tile(16, 32, 16, 4, 1), {256: Tile(16, 32, 256, 4, 1)})
 
@@ -189,6 +192,30 @@ NETWORK_BLOCK = 4096
 NETWORK_BYTES = 256 * 2**20
 
 
+def input_precision(problem: Problem) -> str:
+    """Of float32 products, as PyTorch's own setting has it; half precision has but one."""
+    return _precision(problem, problem.x.dtype)
+
+
+def network_precision(problem: Problem) -> str:
+    """As `input_precision`, of the weight of a network; float16 weights are multiplied as float32 through TF32."""
+    dtype = problem.parameters[0].dtype
+    if dtype == torch.float16:
+        return "tf32" if _has_tf32(problem.x.device) else "ieee"
+    return _precision(problem, dtype)
+
+
+def _precision(problem: Problem, dtype: torch.dtype) -> str:
+    rounds = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if rounds and _has_tf32(problem.x.device) else "ieee"
+
+
+def _has_tf32(device: torch.device) -> bool:
+    """Of AMD's architectures gfx942 alone has such products."""
+    row = architecture(device)
+    return not row.startswith("gfx") or row == "gfx942"
+
+
 def network_tile(problem: Problem, differentiates: bool) -> Tile:
     row, d = architecture(problem.x.device), padded(problem.x.shape[1])
     if row == "interpreter":
@@ -227,7 +254,12 @@ def architecture(device: torch.device) -> str:
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         return properties.gcnArchName.partition(":")[0]
-    return {(8, 0): "80", (9, 0): "90", (10, 0): "100", (10, 3): "100"}.get((properties.major, properties.minor), "86")
+    return row_of(f"{properties.major}{properties.minor}")
+
+
+def row_of(name: str) -> str:
+    """The row of the table for a compute capability, or for the name of an AMD architecture, which stays itself."""
+    return name if name.startswith("gfx") else _ROWS.get(name, "86")
 
 
 def _shapes(problem: Problem) -> Shapes:

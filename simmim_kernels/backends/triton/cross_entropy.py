@@ -12,7 +12,7 @@ from torch import Tensor
 from ...problem import Problem
 from .configurations import padded
 from .factors import factored
-from .gradients import gradients_of
+from .gradients import gradients_of, is_symmetric, of_one_side
 from .launch import cdiv, launch
 from .pointwise import pointwise_value
 from .sides import critic_of, joint_pairs_of, sides_of
@@ -74,9 +74,13 @@ def cross_entropy_gradients(
     """Gradients of `problem.differentiable`, from those of the entropies and what was made along with these."""
     rows, columns, scores = statistics
     given = (upstream[0] if problem.wants_rows else None, upstream[-1] if problem.wants_columns else None)
-    prepared = factored(problem, sides_of(problem), critic_of(problem), (rows, columns), given, scores)
-    joint_gradient = prepared[3]
+    problem, sums, given = of_one_side(problem, (rows, columns), given)
+    left, right, critic, joint_gradient = factored(problem, sides_of(problem), critic_of(problem), sums, given, scores)
     assert joint_gradient is not None
+    if problem.positives is not None and is_symmetric(problem):
+        # Of both places of a row: where it is an anchor, and where it is another's positive.
+        joint_gradient = (joint_gradient + joint_gradient[problem.positives]) / 2
+    prepared = (left, right, critic, joint_gradient)
     dx, dy, drow, dcol, dscale = gradients_of(problem, prepared, given, needs, problem.x.dtype)[1]
     _add_joint_gradients(problem, joint_gradient, dy, drow, dcol)
     if problem.mirrored:

@@ -4,6 +4,8 @@ Two ways, by the width d of the operands: fused.py for narrow ones, strips.py fo
 their gradients from one look at the scores, 3 products in all. Where additions must keep their order, where atomics
 take longer than a product, or where the second side's float32 accumulator would be too large, each side has a pass in
 which it is the owner: 4 products, no atomics, and no accumulator larger than a strip.
+
+Symmetric scores have one side: weights by row and by column together, G + G^T, and their product with Y are all.
 """
 
 import torch
@@ -31,8 +33,27 @@ def backward(
     """Gradients of `problem.differentiable`."""
     wide = _widened(problem)
     upstream = (grad_rows if problem.wants_rows else None, grad_columns if problem.wants_columns else None)
-    prepared = factored(wide, sides_of(wide), critic_of(wide), (rows, columns), upstream)
+    wide, statistics, upstream = of_one_side(wide, (rows, columns), upstream)
+    prepared = factored(wide, sides_of(wide), critic_of(wide), statistics, upstream)
     return gradients_of(wide, prepared, upstream, needs, problem.x.dtype)[1]
+
+
+def of_one_side(
+    problem: Problem, statistics: tuple[Tensor, Tensor], upstream: tuple[Tensor | None, Tensor | None]
+) -> tuple[Problem, tuple[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]:
+    """Of symmetric scores the statistics of rows are those of columns, and so are their gradients' sum: as both."""
+    if not is_symmetric(problem):
+        return problem, statistics, upstream
+    statistic = statistics[0] if problem.wants_rows else statistics[1]
+    given = [gradient for gradient in upstream if gradient is not None]
+    total = given[0] if len(given) == 1 else given[0] + given[1]
+    return problem.replace(dims="both"), (statistic, statistic), (total, total)
+
+
+def is_symmetric(problem: Problem) -> bool:
+    """Problem.symmetric, but not where a GPU would have to be waited for, to see `positives`."""
+    looks = problem.joint != "counted" and problem.positives is not None
+    return problem.mirrored and not (looks and problem.x.device.type != "cpu") and problem.symmetric
 
 
 def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
@@ -41,6 +62,9 @@ def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, li
     prepared = (*sides_of(wide), critic_of(wide), None)
     value, found = gradients_of(wide, prepared, (), needs, total_gradient_dtype(problem.x.dtype), value=True)
     assert value is not None
+    if is_symmetric(wide):
+        # The weights were those by row alone, and so was the gradient of the scale halved once too often.
+        found = [None if gradient is None else gradient.mul_(2) for gradient in found]
     return value, found
 
 
@@ -62,7 +86,8 @@ def gradients_of(
     """The sum of a pointwise function, and gradients of `problem.differentiable`: of the operands in `dtype`.
 
     `upstream` has gradients that bound the weights. Those of joint scores are in the gradients of x and scale, and in
-    those of y where `positives` are not given.
+    those of y where `positives` are not given. Of symmetric scores, whose weights come as those by row and by column
+    together, the gradients of x and row_bias are those of both places.
     """
     left, right, critic, joint_gradient = prepared
     joint_rows, joint_columns = joint_pairs_of(problem, joint_gradient)
@@ -83,6 +108,16 @@ def gradients_of(
             run_fused(made, tile)
         return made
 
+    if is_symmetric(problem):
+        found = look(False, rows, Wanted(), scale, value)
+        # Every pair has been counted from both of its ends.
+        return found.value, [
+            found.gradient,
+            None,
+            found.bias,
+            None,
+            None if found.dots is None else found.dots.sum() / 2,
+        ]
     rows_alone = joint_rows is not NO_PAIRS and joint_columns is NO_PAIRS
     # Where columns have no joint pairs of their own, their dots lack these: the scale is then the rows' business.
     if columns.anything and not rows.anything and not (scale and rows_alone):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...problem import Problem, total_gradient_dtype
 from . import configurations
-from .configurations import Tile, network_tile
+from .configurations import Tile, network_precision, network_tile
 from .factors import factored
 from .launch import count, launch, long_product
 from .network_kernels import (
@@ -28,7 +28,7 @@ from .network_kernels import (
     gradients_of_second_sums,
     statistics_of_network,
 )
-from .sides import Critic, Side, critic_of, network_precision, sides_of
+from .sides import Critic, Side, critic_of, sides_of
 from .statistics import Merger, block_of, blocks, compile_time_options, tiles_of
 
 # Of the weight's gradient, for a few hundred multiprocessors: a tile has a multiple of 16 pairs.

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ...problem import Problem
@@ -109,18 +108,6 @@ def exclusions(problem: Problem) -> dict[str, Any]:
     """The compile-time switches of which pairs are left out."""
     ids = 0 if problem.row_ids is None else len(problem.row_ids) - problem.grouped
     return {"IDS": ids, "JOINT": problem.joint}
-
-
-def input_precision(problem: Problem) -> str:
-    """Of float32 products, as PyTorch's own setting has it; half precision has but one."""
-    exact = problem.x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    return "ieee" if exact else "tf32"
-
-
-def network_precision(problem: Problem) -> str:
-    """As `input_precision`, of the weight of a network; float16 weights are multiplied as float32 through TF32."""
-    exact = problem.parameters[0].dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    return "ieee" if exact else "tf32"
 
 
 def dense(tensor: Tensor | None) -> Tensor | None:

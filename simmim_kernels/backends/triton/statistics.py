@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ...problem import Problem
 from . import configurations
-from .configurations import Tile, forward_tile
+from .configurations import Tile, forward_tile, input_precision
 from .launch import cdiv, count, launch
-from .sides import Side, critic_of, exclusions, input_precision, sides_of
+from .sides import Side, critic_of, exclusions, sides_of
 from .tile import (
     LOG2E,
     clamped_scores,
