@@ -1,4 +1,4 @@
-"""Fused kernels for NVIDIA (sm_80 and later) and AMD (gfx942) GPUs, in Triton.
+"""Fused kernels for NVIDIA (sm_80 and later) and AMD (gfx90a, gfx942, gfx950) GPUs, in Triton.
 
 forward -> statistics.py; gradients -> gradients.py, which goes by fused.py or strips.py; cross entropies, around both
 -> cross_entropy.py. All hand a problem to kernels as sides.py says, whose tiles are computed in tile.py; those of the
