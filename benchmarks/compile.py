@@ -207,7 +207,7 @@ def compile_for(target: str, instructions: bool = False, quick: bool = False) ->
         found: list = []
         torch.set_float32_matmul_precision(precision)
         with compiling_for(target, found):
-            _launch_all(problem)
+            launch_all(problem)
         for kernel, binary in found:
             if binary.hash not in seen:
                 seen.add(binary.hash)
@@ -231,12 +231,12 @@ def binaries_of(target: str, sizes: list[int], d: int) -> list[int]:
     for n in sizes:
         binaries: set = set()
         with telling_apart(target, binaries):
-            _launch_all(meta_problem(d, torch.bfloat16, n=n, dims="both", joint="left_out"), modes=(False,))
+            launch_all(meta_problem(d, torch.bfloat16, n=n, dims="both", joint="left_out"), modes=(False,))
         found.append(len(binaries))
     return found
 
 
-def _launch_all(problem: Problem, modes: tuple[bool, ...] = (False, True)) -> None:
+def launch_all(problem: Problem, modes: tuple[bool, ...] = (False, True)) -> None:
     """Every launch of a forward and a backward, in one pass and in the two of deterministic mode.
 
     Of log-sum-exps without the joint pairs these are cross entropies.
@@ -277,7 +277,7 @@ def _read(target: str, problem: str, kernel: str, binary, instructions: bool) ->
     )
 
 
-def _cuobjdump(binary, option: str) -> str:
+def cuobjdump(binary, option: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
@@ -286,11 +286,11 @@ def _cuobjdump(binary, option: str) -> str:
 
 
 def _instructions(binary) -> int:
-    return len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", _cuobjdump(binary, "-sass"), re.MULTILINE))
+    return len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", cuobjdump(binary, "-sass"), re.MULTILINE))
 
 
 def _of_nvidia(binary) -> tuple[int, int]:
-    usage = _cuobjdump(binary, "-res-usage")
+    usage = cuobjdump(binary, "-res-usage")
     registers, stack, local = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK", "LOCAL"))
     return registers, stack + local
 

@@ -84,6 +84,21 @@ def test_workspace(d, deterministic):
     assert large < 720
 
 
+def test_arithmetic_on_compiled_code():
+    """Cycles of a tile of 128 x 128 pairs: products by their number, and the rest as the machine code has it."""
+    lines = run("benchmarks.arithmetic", 512).splitlines()
+    rows = {line.split()[1]: [float(word.rstrip("%")) for word in line.split()[2:]] for line in lines[1:]}
+    assert rows.keys() == {"_statistics_of_tiles", "_weights_of_tiles"}
+    for products, issued, exponentials, shuffles, l2, programs, least, most, *step in rows.values():
+        assert products == 8 * 512
+        # An exponential a pair at least, by 16 lanes; operands once a tile, at 39 bytes a cycle.
+        assert issued > exponentials >= 128 * 128 / 16 > shuffles
+        assert l2 == pytest.approx(2 * 128 * 512 * 2 / (5120 / 132), abs=1)
+        assert programs == 2
+        assert least < most <= 100
+        assert 60 <= step[0] < step[1] < 100
+
+
 def test_few_binaries_whatever_the_size():
     """A step compiles the same few kernels for one block of scores and for hundreds, ragged or not."""
     sizes = ("300", "4096", "16384", "40000", "50001", "65536", "100000", "100003")
