@@ -3,9 +3,12 @@
 // What is asynchronous there is as late as it may be here, or, by a seeded coin, at once: a load lands when someone waits
 // for it, a product reads shared memory when it is awaited. A stage that is released too early so shows as a wrong sum, one
 // that is released too late as a deadlock.
+// Fortified jumps refuse those from one stack to another: compile with -U_FORTIFY_SOURCE.
 #pragma once
+#include <csetjmp>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -30,44 +33,75 @@ inline uint16_t bfloat16_of(float v) {
   return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// Threads that take turns: repeatable, and a switch costs less than a wake-up.
+// Threads that take turns: repeatable, and a switch costs less than a wake-up. One that waits says for what, and is not
+// switched to until that has come. Virtual steps, and no clock, end what does not end by itself.
 class Fibers {
  public:
-  explicit Fibers(int count) : fibers_(count), ended_(count), stacks_(new char[count * STACK]) {}
+  explicit Fibers(int count) : fibers_(count), states_(count), stacks_(new char[count * STACK]) {}
 
-  // False for a deadlock: the tests need 1,700 rounds.
+  // False for a deadlock: all wait, and nothing is under way.
   bool run(std::function<void(int)> body) {
     body_ = std::move(body);
     active() = this;
+    steps_ = 0;
     int const count = int(fibers_.size());
     left_ = count;
     for (int t = 0; t < count; ++t) {
-      ended_[t] = 0;
+      states_[t] = {};
       getcontext(&fibers_[t]);
       fibers_[t].uc_stack.ss_sp = &stacks_[t * STACK];
       fibers_[t].uc_stack.ss_size = STACK;
-      fibers_[t].uc_link = &main_;
       makecontext(&fibers_[t], enter, 0);
     }
-    for (long round = 0; left_ && round < 20000; ++round)
-      for (int t = 0; t < count; ++t)
-        if (!ended_[t]) {
-          current_ = t;
-          swapcontext(&main_, &fibers_[t]);
-        }
-    return left_ == 0;
+    while (left_) {
+      moved_ = false;
+      for (int t = 0; t < count; ++t) {
+        State& state = states_[t];
+        if (state.ended || (state.ready && !state.ready(state.condition))) continue;
+        state.ready = nullptr;
+        current_ = t;
+        moved_ = true;
+        go_to(t);
+      }
+      if (!moved_) return false;
+    }
+    return true;
   }
   static void yield() {
     Fibers* const f = active();
-    swapcontext(&f->fibers_[f->current_], &f->main_);
+    if (_setjmp(f->states_[f->current_].at) == 0) _longjmp(f->main_, 1);
   }
   template <class Condition>
   static void until(Condition condition) {
-    while (!condition()) yield();
+    if (condition()) return;
+    State& state = active()->states_[active()->current_];
+    state.condition = &condition;
+    state.ready = [](void* it) { return (*static_cast<Condition*>(it))(); };
+    yield();
+  }
+  // Something happened, though no thread went on.
+  static void moved() { active()->moved_ = true; }
+  // Of whatever a thread does. The tests need MOST / 20 of a launch.
+  static void step() {
+    constexpr long MOST = 100'000'000;
+    if (++active()->steps_ > MOST) {
+      printf("more than %ld steps: a loop without an end\n", MOST);
+      exit(1);
+    }
+  }
+  static long& longest() {
+    static long steps;
+    return steps;
   }
 
  private:
   static constexpr size_t STACK = 1 << 18;
+  struct State {
+    jmp_buf at;
+    bool begun = false, ended = false;
+    bool (*ready)(void*) = nullptr;  // of a thread that waits
+    void* condition = nullptr;
+  };
   static Fibers*& active() {
     static Fibers* it;
     return it;
@@ -75,14 +109,26 @@ class Fibers {
   static void enter() {
     Fibers* const f = active();
     f->body_(f->current_);
-    f->ended_[f->current_] = 1;
+    f->states_[f->current_].ended = true;
     --f->left_;
+    longest() = std::max(longest(), f->steps_);
+    _longjmp(f->main_, 1);
+  }
+  // By jumps once a thread has begun: a switch of contexts would ask the system for the signals each time.
+  void go_to(int t) {
+    State& state = states_[t];
+    if (_setjmp(main_) != 0) return;
+    if (state.begun) _longjmp(state.at, 1);
+    state.begun = true;
+    setcontext(&fibers_[t]);
   }
 
   int current_ = 0, left_ = 0;
-  ucontext_t main_;
+  long steps_ = 0;
+  bool moved_ = false;
+  jmp_buf main_;
   std::vector<ucontext_t> fibers_;
-  std::vector<char> ended_;
+  std::vector<State> states_;
   std::unique_ptr<char[]> stacks_;
   std::function<void(int)> body_;
 };
@@ -90,6 +136,7 @@ class Fibers {
 struct Meeting {  // a named barrier
   int arrived = 0, turn = 0;
   void arrive(int count) {
+    Fibers::step();
     if (++arrived == count) {
       arrived = 0;
       ++turn;
@@ -136,11 +183,13 @@ struct Barrier {  // an mbarrier
     settle();
   }
   void wait(uint32_t parity) {
+    Fibers::step();
     Fibers::until([&] {
       if (phase != parity) return true;
       auto const landing = std::move(loads);
       loads.clear();
       for (auto const& load : landing) load();
+      if (!landing.empty()) Fibers::moved();
       return phase != parity;
     });
   }
