@@ -173,7 +173,7 @@ class BuildNative(build_ext):
                 raise Unavailable("SIMMIM_KERNELS_NATIVE=0 left it out of the build")
             build_library(library, Path(self.build_temp))
             # Run by its path: the package itself needs PyTorch.
-            found = runpy.run_path(os.path.join(*PACKAGE.split("."), "integrity.py"))["digest"](library.read_bytes())
+            found = runpy.run_path("simmim_kernels/backends/integrity.py")["digest"](library.read_bytes())
             if found is not None:
                 digest.write_text(f"{found}\n", encoding="ascii")
         except Unavailable as error:

@@ -50,6 +50,28 @@ class Work(Events):
         sizes = ((300, 520, 72), (129, 130, 9), (1, 300, 8), (127, 4097, 512), (520, 1000, 768), (2049, 2049, 104))
         return self._worst([(*size, option) for size in sizes for option in options])
 
+    def check_options(self, _):
+        """What was made after the first recorded run: every option, type and function, by the rules of the tests."""
+        torch, found = self.torch, {}
+        sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+        from truth import NEGATED, OPTIONS, POINTWISE, Case, check_statistic
+
+        torch.set_float32_matmul_precision("high")
+        cases = [(torch.bfloat16, options, "logsumexp") for options in OPTIONS]
+        cases += [(torch.float16, options, "logsumexp") for options in OPTIONS]
+        cases += [(torch.bfloat16, options, "softplus") for options in NEGATED]
+        cases += [(dtype, "biases", fn) for dtype in (torch.bfloat16, torch.float16) for fn in ("softplus", "identity")]
+        cases += [(torch.bfloat16, "biases", fn) for fn in POINTWISE if fn != "log1mexp"]
+        for dtype, options, fn in cases:
+            for dim in (1, 0, (0, 1)):
+                case = Case(141, 250, 20, dtype, device="cuda", **(OPTIONS | NEGATED)[options])
+                try:
+                    check_statistic(self.sk, case, fn, dim, "cuda")
+                except AssertionError as error:
+                    found[f"{dtype} {options} {fn} {dim}"] = str(error)
+        torch.set_float32_matmul_precision("highest")
+        return {"cases": 3 * len(cases), "wrong": found}
+
     def check_large(self, _):
         """Several blocks of the forward and of the backward."""
         both = {"joint": "left_out", "biases": True}
@@ -225,7 +247,7 @@ def main():
         return serve(Work(None))
     deadline = time.monotonic() + arguments.seconds
     results, worker = [], None
-    for step in ("machine", "check", "check_large", "time", "small"):
+    for step in ("machine", "check", "check_options", "check_large", "time", "small"):
         left = deadline - time.monotonic()
         if left < 2:
             break

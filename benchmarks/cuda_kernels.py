@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import itertools
 import json
+import math
 import queue
 import subprocess
 import sys
@@ -36,7 +37,10 @@ class Problem(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("x_row", "y_row")),
         *((name, ctypes.c_void_p) for name in ("scale", "row_bias", "col_bias", "positives")),
         *((name, ctypes.c_int64) for name in ("first_row", "first_column")),
-        *((name, ctypes.c_int32) for name in ("leaves_out", "device")),
+        *((name, ctypes.c_void_p) for name in ("row_ids", "col_ids")),
+        *((name, ctypes.c_int64) for name in ("row_ids_row", "col_ids_row")),
+        *((name, ctypes.c_float) for name in ("lo", "hi")),
+        *((name, ctypes.c_int32) for name in ("operand", "function", "joint", "ids", "grouped", "device")),
         ("stream", ctypes.c_void_p),
         ("variant", ctypes.c_int32),
     )
@@ -49,6 +53,8 @@ class Gradient(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("row_reference", "row_upstream", "col_reference", "col_upstream")),
         ("weights", ctypes.c_void_p),
         ("stride", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("sums", "workspace")),
+        ("adds", ctypes.c_int32),
     )
 
 
@@ -74,13 +80,13 @@ class Library:
         self.found.simmim_cuda_message.restype = ctypes.c_char_p
         self.found.simmim_cuda_workspace.argtypes = (ctypes.c_int64, ctypes.c_int64)
         self.found.simmim_cuda_workspace.restype = ctypes.c_int64
-        self.found.simmim_cuda_log_sum_exps.argtypes = (ctypes.POINTER(Problem), *(ctypes.c_void_p,) * 3)
+        self.found.simmim_cuda_statistics.argtypes = (ctypes.POINTER(Problem), *(ctypes.c_void_p,) * 3)
         self.found.simmim_cuda_weights.argtypes = (ctypes.POINTER(Problem), ctypes.POINTER(Gradient))
         self.variants = self.found.simmim_cuda_variants().decode().split(";")
 
     def log_sum_exps(self, problem, rows, columns, workspace):
         outputs = (_address(rows), _address(columns), _address(workspace))
-        self._check(self.found.simmim_cuda_log_sum_exps(problem, *outputs))
+        self._check(self.found.simmim_cuda_statistics(problem, *outputs))
 
     def weights(self, problem, gradient):
         self._check(self.found.simmim_cuda_weights(problem, gradient))
@@ -147,7 +153,10 @@ class Work(Events):
         stream = self.torch.cuda.current_stream().cuda_stream
         return Problem(
             *(len(x), len(y), x.shape[1], _address(x), _address(y), x.stride(0), y.stride(0), _address(scale)),
-            *(*map(_address, biases), _address(positives), 0, 0, leaves_out, x.device.index or 0, stream, variant),
+            *(*map(_address, biases), _address(positives), 0, 0),
+            # Without ids and clamp; bfloat16 log-sum-exps.
+            *(None, None, 0, 0, -math.inf, math.inf, 0, 0, leaves_out, 0, 0),
+            *(x.device.index or 0, stream, variant),
         )
 
     def workspace(self, n, m):

@@ -11,27 +11,40 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from truth import OPTIONS, Case, assert_close, check_statistic, gradients, weighted
+from truth import NEGATED, OPTIONS, POINTWISE, Case, assert_close, check_pointwise, check_statistic, gradients, weighted
 
 import simmim_kernels as sk
 from simmim_kernels.backends import CannotRun, cuda, select
 from simmim_kernels.backends.cuda import calls, library, strips
 
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
-# Those of the shared options that the backend takes.
-TAKEN = ("plain", "biases", "marginal", "marginal of positives", "strided")
 # Of the library and of the backward, so small that several meet.
 C_BLOCK, BLOCK = 512, 256
+# By their matrix instruction.
+KERNELS = {"64x128x16.F32.BF16": 19, "64x128x16.F32": 9, "64x128x8.F32.TF32": 13}
+# See host_machine.hpp.
+HOST_FLAGS = ("-U_FORTIFY_SOURCE",)
 NVCC = os.environ.get("NVCC") or shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
 def build(source: str, output: Path, *flags: str) -> Path:
     compiler = shlex.split(os.environ.get("CXX", "c++"))
-    command = [*compiler, "-std=c++20", "-O1", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", *flags]
+    command = [
+        *compiler,
+        "-std=c++20",
+        "-O1",
+        "-U_FORTIFY_SOURCE",
+        "-ffp-contract=off",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        *flags,
+    ]
     result = subprocess.run(
         [*command, str(SOURCES / "tests" / source), "-o", str(output)], capture_output=True, text=True
     )
@@ -69,10 +82,75 @@ def test_the_body_of_the_kernels(tmp_path):
     assert result.returncode == 0, result.stdout
 
 
-@pytest.mark.parametrize("options", TAKEN)
+@pytest.fixture
+def tf32(on_host):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("dim", [1, 0, (0, 1)], ids=str)
 def test_statistics_and_gradients(on_host, options, dim):
     check_statistic(sk, Case(141, 150, 20, torch.bfloat16, **OPTIONS[options]), "logsumexp", dim, "cuda")
+
+
+@pytest.mark.parametrize("options", ["strided", "groups, ids, biases and clamp", "marginal of positives"])
+def test_float16(on_host, options):
+    check_statistic(sk, Case(141, 150, 20, torch.float16, **OPTIONS[options]), "logsumexp", (0, 1), "cuda")
+
+
+def _exact_in_tf32(*sizes, **options):
+    case = Case(*sizes, torch.float32, **options)
+    for name in "xy":
+        case.tensors[name] = case.tensors[name].detach().bfloat16().float().requires_grad_()
+    return case
+
+
+@pytest.mark.parametrize("options", ["strided", "groups, ids, biases and clamp", "marginal of positives"])
+def test_float32_as_tf32(tf32, options):
+    check_statistic(sk, _exact_in_tf32(141, 150, 21, **OPTIONS[options]), "logsumexp", (0, 1), "cuda")
+
+
+def _below_zero(case):
+    """For log1mexp."""
+    if case.biases:
+        for name in ("row_bias", "col_bias"):
+            case.tensors[name] = (-3 - case.tensors[name].detach().abs()).requires_grad_()
+    return case
+
+
+POINTWISE_OPTIONS = ("groups, ids, biases and clamp", "ids that keep the joint pairs", "marginal of positives")
+
+
+@pytest.mark.parametrize("fn", POINTWISE)
+@pytest.mark.parametrize("dim", [1, 0, (0, 1)], ids=str)
+def test_sums(on_host, fn, dim):
+    check_statistic(sk, _below_zero(Case(141, 150, 20, torch.bfloat16, biases=True, scale=0.1)), fn, dim, "cuda")
+
+
+@pytest.mark.parametrize("options", {**dict.fromkeys(POINTWISE_OPTIONS), **NEGATED})
+@pytest.mark.parametrize("dim", [1, (0, 1)], ids=str)
+def test_options_of_sums(on_host, options, dim):
+    case = Case(141, 150, 20, torch.bfloat16, **(OPTIONS | NEGATED)[options])
+    check_statistic(sk, case, "softplus", dim, "cuda")
+
+
+@pytest.mark.parametrize("dim", [0, (0, 1)], ids=str)
+def test_sums_of_float16(on_host, dim):
+    check_statistic(sk, Case(190, 200, 20, torch.float16, biases=True, joint="negated"), "softplus", dim, "cuda")
+
+
+@pytest.mark.parametrize("fn", POINTWISE)
+def test_sums_of_float32_as_tf32(tf32, fn):
+    case = _below_zero(_exact_in_tf32(300, 290, 20, biases=True, scale=0.1))
+    check_statistic(sk, case, fn, (0, 1), "cuda")
+
+
+@pytest.mark.parametrize("fn", POINTWISE)
+def test_functions_at_every_size(tf32, fn):
+    check_pointwise(sk, fn, "cuda", 1e-5)
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (1, 300, 8), (129, 2, 72), (520, 270, 9), (260, 600, 200)])
@@ -124,7 +202,7 @@ def test_what_is_not_finite_stays_in_its_row(on_host, value):
 
 
 def test_a_planted_error_is_seen(on_host, monkeypatch):
-    monkeypatch.setattr(cuda, "forward", lambda problem: [1.05 * part for part in calls.Call(problem).log_sum_exps()])
+    monkeypatch.setattr(cuda, "forward", lambda problem: [1.05 * part for part in calls.Call(problem).statistics()])
     with pytest.raises(AssertionError, match="error"):
         check_statistic(sk, Case(20, 30, 8, torch.bfloat16), "logsumexp", 1, "cuda")
 
@@ -143,18 +221,16 @@ def test_every_variant(on_host, host_library, monkeypatch, variant):
 
 def test_the_library_says_what_it_refuses(host_library):
     struct = library.ProblemStruct(n=1, m=1, d=12)
-    assert host_library.simmim_cuda_log_sum_exps(ctypes.byref(struct), None, None, None) == -1
-    assert b"multiples of 8" in host_library.simmim_cuda_message()
+    assert host_library.simmim_cuda_statistics(ctypes.byref(struct), None, None, None) == -1
+    assert b"multiples of 16 bytes" in host_library.simmim_cuda_message()
 
 
 def test_supports_says_why_not(on_host):
     x = torch.randn(4, 8)
-    half = x.bfloat16()
     reasons = {
-        "torch.float32 operands": lambda: sk.DotCritic()(x, x).logsumexp(1, backend="cuda"),
-        "'softplus'": lambda: sk.DotCritic()(half, half).sum(1, "softplus", backend="cuda"),
-        "clamped": lambda: sk.DotCritic()(half, half).clamp(-1, 1).logsumexp(1, backend="cuda"),
-        "ids": lambda: Case(4, 4, 8, torch.bfloat16, ids=1).scores(sk).logsumexp(1, backend="cuda"),
+        "torch.float64 operands": lambda: sk.DotCritic()(x.double(), x.double()).logsumexp(1, backend="cuda"),
+        "TF32 alone": lambda: sk.DotCritic()(x, x).logsumexp(1, backend="cuda"),
+        "would not hold": lambda: sk.DotCritic()(x.half(), x.half()).sum(1, "square", backend="cuda"),
         "concatenated_mlp": lambda: sk.MLPCritic(8, 8, hidden=4)(x, x).logsumexp(1, backend="cuda"),
     }
     for reason, call in reasons.items():
@@ -213,12 +289,15 @@ def test_the_library_compiles_without_spills(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", result.stderr)
-    assert len(found) == 10
+    assert len(found) == sum(KERNELS.values()) + 2  # and what merges
     assert set(itertools.chain(*found)) == {"0"}, result.stderr
     built = ctypes.CDLL(str(output))
     assert built.simmim_cuda_interface() == library._INTERFACE
-    # Each of the 9 has the matrix instructions that were meant, 2 x 64 rows in 4 steps, and the copy engine's loads.
+    library.declare(built)
+    assert built.simmim_cuda_architectures() == b"sm_90a"
+    # Each kernel has the matrix instructions that were meant, 2 x 64 rows in 4 steps, and the copy engine's loads.
     disassembler = Path(pytest.importorskip("triton").__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     listing = subprocess.run([str(disassembler), "-sass", str(output)], capture_output=True, text=True, check=True)
-    assert listing.stdout.count("HGMMA.64x128x16.F32.BF16") == 9 * 8
-    assert listing.stdout.count("UTMALDG.2D") >= 9 * 2
+    products = Counter(re.findall(r"HGMMA\.(\S+) ", listing.stdout))
+    assert products == {name: 8 * count for name, count in KERNELS.items()}
+    assert listing.stdout.count("UTMALDG.2D") >= 2 * sum(KERNELS.values())

@@ -13,21 +13,23 @@ namespace simmim {
 constexpr int CONSUMERS = 2, THREADS = WARPGROUP * (1 + CONSUMERS);
 
 // RESIDENT: the steps of DEPTH that X may have to stay, or 0 where it goes through the ring.
-template <int COLUMNS_, int STAGES_, int ABOVE_, int BESIDE_, int RESIDENT_ = 0>
+template <int COLUMNS_, int STAGES_, int ABOVE_, int BESIDE_, int RESIDENT_ = 0, Operand OPERAND_ = Operand::BFLOAT16>
 struct Shape {
+  static constexpr Operand OPERAND = OPERAND_;
+  using Element = typename ElementOf<OPERAND>::Type;
   static constexpr int COLUMNS = COLUMNS_, STAGES = STAGES_, ABOVE = ABOVE_, BESIDE = BESIDE_, RESIDENT = RESIDENT_;
-  static constexpr int DEPTH = 64;  // of a stage: 128 bytes, what the swizzle spans
+  static constexpr int DEPTH = 128 / sizeof(Element);  // of a stage: what the swizzle spans
   static constexpr int X_PART = TILE_ROWS / BESIDE, Y_PART = COLUMNS / ABOVE;  // rows that one block loads
   static constexpr int BLOCKS = ABOVE * BESIDE, SHARERS = ABOVE + BESIDE - 1;
-  static constexpr uint32_t X_BYTES = TILE_ROWS * DEPTH * sizeof(uint16_t), Y_BYTES = COLUMNS * DEPTH * sizeof(uint16_t);
+  static constexpr uint32_t X_BYTES = TILE_ROWS * DEPTH * sizeof(Element), Y_BYTES = COLUMNS * DEPTH * sizeof(Element);
   static_assert(BESIDE == 1 || RESIDENT == 0, "X that stays is not shared");
   static_assert(X_PART % 8 == 0 && Y_PART % 8 == 0, "the swizzle repeats every 8 rows");
 };
 
 template <class S, class Epilogue, class Barrier>
 struct alignas(1024) Storage {
-  uint16_t x[S::RESIDENT ? S::RESIDENT : S::STAGES][TILE_ROWS * S::DEPTH];  // bfloat16
-  uint16_t y[S::STAGES][S::COLUMNS * S::DEPTH];
+  typename S::Element x[S::RESIDENT ? S::RESIDENT : S::STAGES][TILE_ROWS * S::DEPTH];
+  typename S::Element y[S::STAGES][S::COLUMNS * S::DEPTH];
   Barrier full[S::STAGES], empty[S::STAGES];
   Barrier x_full[S::RESIDENT ? S::RESIDENT : 1], x_empty;
   typename Epilogue::Shared epilogue[CONSUMERS];
@@ -188,14 +190,14 @@ SIMMIM_DEVICE void consume(Machine& machine, Storage& shared, int steps, Grid co
         machine.multiply(acc, shared.x[S::RESIDENT ? k : at.stage], shared.y[at.stage], k > 0);
         if (k > 0) {
           machine.template await_products<1>(acc);
-          machine.template release<S>(shared.empty[read.stage]);
+          machine.release(shared.empty[read.stage]);
           read.next();
         }
       }
       if (walk.more()) machine.give_turn(1 - mine);
       epilogue.settle();
       machine.template await_products<0>(acc);
-      machine.template release<S>(shared.empty[read.stage]);
+      machine.release(shared.empty[read.stage]);
       if (S::RESIDENT && walk.left() < CONSUMERS) machine.release_own(shared.x_empty);  // this group's last tile of the run
 
       int const i = walk.row() * S::ABOVE + above, j = walk.column() * S::BESIDE + beside;

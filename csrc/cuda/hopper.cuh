@@ -39,61 +39,41 @@ struct HopperBarrier {
   SIMMIM_DEVICE void arrive() { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory"); }
 };
 
-template <int COLUMNS>
-struct Wgmma;  // d (64, COLUMNS) of a warpgroup, + or = X (64, 16) Y (COLUMNS, 16)^T, both in shared memory
-template <>
-struct Wgmma<128> {
-  SIMMIM_DEVICE static void run(float (&d)[64], uint64_t x, uint64_t y, int add) {
-    asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
-        " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
-        " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
-        " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-        "%64, %65, p, 1, 1, 0, 0;}"
-        :
-          "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
-          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
-          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
-          "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-        : "l"(x), "l"(y), "r"(add));
-  }
-};
+// d (64, 128) of a warpgroup, + or = X (64, 32 bytes) Y (128, 32 bytes)^T, both in shared memory, row by row. MAJOR says so
+// where there is a choice, which there is none of for TF32.
+#define SIMMIM_WGMMA(SHAPE_AND_TYPES, MAJOR)                                                                        \
+  asm volatile(                                                                                                     \
+      "{.reg .pred p; setp.ne.b32 p, %66, 0;\n"                                                                     \
+      "wgmma.mma_async.sync.aligned." SHAPE_AND_TYPES " "                                                           \
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"                                      \
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"                            \
+      " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"                            \
+      " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                          \
+      "%64, %65, p, 1, 1" MAJOR ";}"                                                                                \
+      :                                                                                                             \
+        "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),             \
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),       \
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),     \
+        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),     \
+        "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),     \
+        "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),     \
+        "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),     \
+        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])      \
+      : "l"(x), "l"(y), "r"(add))
 
-template <>
-struct Wgmma<160> {
-  SIMMIM_DEVICE static void run(float (&d)[80], uint64_t x, uint64_t y, int add) {
-    asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %82, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
-        " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
-        " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
-        " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63,"
-        " %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79}, "
-        "%80, %81, p, 1, 1, 0, 0;}"
-        :
-          "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
-          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
-          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
-          "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]),
-          "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]),
-          "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79])
-        : "l"(x), "l"(y), "r"(add));
-  }
-};
+template <Operand OPERAND>
+SIMMIM_DEVICE void wgmma(float (&d)[64], uint64_t x, uint64_t y, int add) {
+  if constexpr (OPERAND == Operand::BFLOAT16)
+    SIMMIM_WGMMA("m64n128k16.f32.bf16.bf16", ", 0, 0");
+  else if constexpr (OPERAND == Operand::FLOAT16)
+    SIMMIM_WGMMA("m64n128k16.f32.f16.f16", ", 0, 0");
+  else
+    SIMMIM_WGMMA("m64n128k8.f32.tf32.tf32", "");
+}
 
-template <int BLOCKS>
+template <class S>
 struct Hopper {
+  static constexpr int BLOCKS = S::BLOCKS;
   using Barrier = HopperBarrier;
   // Named barriers; 0 is __syncthreads'.
   static constexpr int OWN = 1, TURNS = OWN + CONSUMERS;
@@ -127,7 +107,7 @@ struct Hopper {
   }
 
   template <bool MULTICAST>
-  SIMMIM_DEVICE void load(CUtensorMap const& map, Barrier& full, uint16_t* to, int column, int row, uint16_t blocks) {
+  SIMMIM_DEVICE void load(CUtensorMap const& map, Barrier& full, void* to, int column, int row, uint16_t blocks) {
     if constexpr (MULTICAST)
       asm volatile(
           "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(
@@ -152,15 +132,18 @@ struct Hopper {
     auto const ordered = [](int bits) { return bits ^ (bits >> 31 & 0x7fffffff); };
     return __int_as_float(ordered(__reduce_max_sync(~0u, ordered(__float_as_int(v)))));
   }
-  SIMMIM_DEVICE uint32_t bfloat16_pair(float low, float high) {
+  template <Operand OPERAND>
+  SIMMIM_DEVICE uint32_t pair(float low, float high) {
     uint32_t pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    if constexpr (OPERAND == Operand::BFLOAT16)
+      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    else
+      asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
     return pair;
   }
   SIMMIM_DEVICE bool all(bool v) { return __all_sync(~0u, v); }
 
   // Every warp says by itself that it has read a stage, to all blocks that write to it.
-  template <class S>
   SIMMIM_DEVICE void release(Barrier& empty) {
     if constexpr (BLOCKS == 1) {
       release_own(empty);
@@ -182,17 +165,17 @@ struct Hopper {
       SIMMIM_UNROLL
       for (float& v : rows) asm volatile("" : "+f"(v)::"memory");
   }
-  template <int COLUMNS>
-  SIMMIM_DEVICE void multiply(Accumulators<COLUMNS>& acc, uint16_t const* x, uint16_t const* y, bool add) {
-    constexpr int DEPTH = 64, STEP = 16;  // of a stage; of an instruction
+  SIMMIM_DEVICE void multiply(Accumulators<S::COLUMNS>& acc, void const* x, void const* y, bool add) {
+    static_assert(S::COLUMNS == 128);
+    constexpr int STAGE = 128, STEP = 32;  // bytes of a row in a stage; in an instruction
     uint64_t const dx = descriptor(x), dy = descriptor(y);
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
     SIMMIM_UNROLL
-    for (int k = 0; k < DEPTH / STEP; ++k)
+    for (int k = 0; k < STAGE / STEP; ++k)
       SIMMIM_UNROLL
       for (int half = 0; half < TILE_ROWS / 64; ++half)
         // Addresses count 16 bytes.
-        Wgmma<COLUMNS>::run(acc.of[half], dx + half * (64 * DEPTH * 2 / 16) + k * (STEP * 2 / 16), dy + k * (STEP * 2 / 16), add || k > 0);
+        wgmma<S::OPERAND>(acc.of[half], dx + half * (64 * STAGE / 16) + k * (STEP / 16), dy + k * (STEP / 16), add || k > 0);
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
   }
   template <int UNDER_WAY, int COLUMNS>

@@ -3,15 +3,19 @@
 //
 //     template <class S, class Epilogue> class Launcher;   prepare(problem), launch(row, column, params), merge(...)
 //     class OnDevice;                                      enter(ordinal)
+//     struct Versions;                                     runtime(), driver(), ARCHITECTURES
 //
 // in namespace simmim::{anonymous}.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
+#include <type_traits>
 #include <utility>
 
 #include "log_sum_exps.hpp"
 #include "merge.hpp"
+#include "sums.hpp"
 #include "weights.hpp"
 
 namespace simmim {
@@ -26,34 +30,60 @@ constexpr int64_t BLOCK = SIMMIM_CUDA_BLOCK;
 int64_t blocks_of(int64_t extent, int64_t block) { return (extent + block - 1) / block; }
 
 // The part of a problem that begins at a row and a column.
-Scores scores_of(simmim_cuda_problem const& p, int64_t row, int64_t column, int rows, int columns) {
-  return {p.scale,
-          p.row_bias ? p.row_bias + row : nullptr,
-          p.col_bias ? p.col_bias + column : nullptr,
-          p.positives ? p.positives + row : nullptr,
-          p.leaves_out != 0,
-          int(p.first_row + row),
-          int(p.first_column + column),
-          rows,
-          columns};
+template <class SCORES>
+SCORES scores_of(simmim_cuda_problem const& p, int64_t row, int64_t column, int rows, int columns) {
+  Scores const plain{p.scale,
+                     p.row_bias ? p.row_bias + row : nullptr,
+                     p.col_bias ? p.col_bias + column : nullptr,
+                     p.positives ? p.positives + row : nullptr,
+                     p.joint == SIMMIM_CUDA_LEFT_OUT,
+                     int(p.first_row + row),
+                     int(p.first_column + column),
+                     rows,
+                     columns};
+  if constexpr (std::is_same_v<SCORES, Scores>)
+    return plain;
+  else
+    return {plain,
+            p.joint == SIMMIM_CUDA_KEPT,
+            p.joint == SIMMIM_CUDA_NEGATED,
+            p.grouped != 0,
+            p.ids,
+            p.ids ? p.row_ids + row : nullptr,
+            p.ids ? p.col_ids + column : nullptr,
+            p.row_ids_row,
+            p.col_ids_row,
+            p.lo,
+            p.hi};
 }
 
-template <class S, bool BY_COLUMN>
+// Whether plain Scores say all. Joint pairs are kept only where ids would leave them out.
+bool is_plain(simmim_cuda_problem const& p) { return p.ids == 0 && p.lo == -INFINITY && p.hi == INFINITY; }
+
+// LOG: sums of exponentials, and so their logarithms. BY_COLUMN: makes parts of columns.
+template <class S, class Epilogue, class SCORES, bool LOG, bool BY_COLUMN>
 Status passes(simmim_cuda_problem const& p, float* rows, float* columns, void* workspace) {
   static_assert(BLOCK % (TILE_ROWS * S::ABOVE) == 0 && BLOCK % (S::COLUMNS * S::BESIDE) == 0, "only the last tiles are ragged");
-  Launcher<S, LogSumExps<S::COLUMNS, BY_COLUMN>> launcher;
+  Launcher<S, Epilogue> launcher;
   if (Status status = launcher.prepare(p)) return status;
   auto* const row_parts = static_cast<float*>(workspace);
   float* const col_parts = row_parts + blocks_of(std::min(p.m, BLOCK), S::COLUMNS) * std::min(p.n, BLOCK);
   for (int64_t i = 0; i < p.n; i += BLOCK)
     for (int64_t j = 0; j < p.m; j += BLOCK) {
       int const high = int(std::min(BLOCK, p.n - i)), wide = int(std::min(BLOCK, p.m - j));
-      if (Status status = launcher.launch(i, j, {scores_of(p, i, j, high, wide), row_parts, col_parts})) return status;
+      auto const scores = scores_of<SCORES>(p, i, j, high, wide);
+      // Parts that no one wants are made where there is no kernel without.
+      if (Status status = launcher.launch(i, j, {scores, LOG || rows ? row_parts : nullptr, LOG || columns ? col_parts : nullptr})) return status;
       Merge const by_row{row_parts, rows ? rows + i : nullptr, high, int(blocks_of(wide, S::COLUMNS)), j == 0, j + wide == p.m};
-      Merge const by_column{col_parts, columns ? columns + j : nullptr, wide, int(blocks_of(high, TILE_ROWS)), i == 0, i + high == p.n};
-      if (Status status = launcher.merge(by_row, by_column)) return status;
+      Merge const by_column{col_parts, BY_COLUMN && columns ? columns + j : nullptr, wide, int(blocks_of(high, TILE_ROWS)), i == 0, i + high == p.n};
+      if (Status status = launcher.template merge<LOG>(by_row, by_column)) return status;
     }
   return {};
+}
+
+template <class S, class SCORES, bool BY_COLUMN>
+Status log_passes(simmim_cuda_problem const& p, float* rows, float* columns, void* workspace) {
+  return passes<S, LogSumExps<S::COLUMNS, BY_COLUMN, SCORES>, SCORES, true, BY_COLUMN>(p, rows, columns, workspace);
 }
 
 // With rows and columns in each other's places. Positives have no columns to be listed by.
@@ -66,19 +96,43 @@ simmim_cuda_problem transposed(simmim_cuda_problem p) {
   return p;
 }
 
+// Of plain scores.
 template <class S>
 Status log_sum_exps(simmim_cuda_problem const& p, float* rows, float* columns, void* workspace) {
-  if (!columns) return passes<S, false>(p, rows, nullptr, workspace);
-  if (!rows && !(p.leaves_out && p.positives)) return passes<S, false>(transposed(p), columns, nullptr, workspace);
-  return passes<S, true>(p, rows, columns, workspace);
+  if (!columns) return log_passes<S, Scores, false>(p, rows, nullptr, workspace);
+  if (!rows && !(p.joint == SIMMIM_CUDA_LEFT_OUT && p.positives)) return log_passes<S, Scores, false>(transposed(p), columns, nullptr, workspace);
+  return log_passes<S, Scores, true>(p, rows, columns, workspace);
 }
 
-template <class S>
-Status weights(simmim_cuda_problem const& p, simmim_cuda_gradient const& g) {
-  Launcher<S, Weights<S::COLUMNS>> launcher;
+template <class S, class SCORES>
+Status log_weights(simmim_cuda_problem const& p, simmim_cuda_gradient const& g) {
+  Launcher<S, Weights<S::COLUMNS, S::OPERAND, SCORES>> launcher;
   if (Status status = launcher.prepare(p)) return status;
-  return launcher.launch(0, 0, {scores_of(p, 0, 0, int(p.n), int(p.m)), g.row_reference, g.row_upstream, g.col_reference, g.col_upstream,
-                                static_cast<uint16_t*>(g.weights), g.stride});
+  return launcher.launch(0, 0, {scores_of<SCORES>(p, 0, 0, int(p.n), int(p.m)), g.row_reference, g.row_upstream, g.col_reference, g.col_upstream,
+                                static_cast<typename S::Element*>(g.weights), g.stride});
+}
+
+template <class S, class Function>
+Status function_weights(simmim_cuda_problem const& p, simmim_cuda_gradient const& g) {
+  Launcher<S, PointwiseWeights<Function, S::COLUMNS, S::OPERAND>> launcher;
+  if (Status status = launcher.prepare(p)) return status;
+  auto* const parts = g.sums ? static_cast<float*>(g.workspace) : nullptr;
+  auto const scores = scores_of<ScoresWithOptions>(p, 0, 0, int(p.n), int(p.m));
+  if (Status status = launcher.launch(0, 0, {scores, g.row_upstream, g.col_upstream, static_cast<typename S::Element*>(g.weights), g.stride, parts}))
+    return status;
+  return launcher.template merge<false>({parts, g.sums, int(p.n), int(blocks_of(p.m, S::COLUMNS)), !g.adds, true}, {});
+}
+
+// Calls `then` with the function that a problem names.
+template <Operand OPERAND, class Then>
+Status with_function(simmim_cuda_problem const& p, Then const& then) {
+  if (p.function == SIMMIM_CUDA_IDENTITY) return then(Identity{});
+  if (p.function == SIMMIM_CUDA_SOFTPLUS) return then(Softplus{});
+  if constexpr (OPERAND != Operand::FLOAT16) {
+    if (p.function == SIMMIM_CUDA_SQUARE) return then(Square{});
+    if (p.function == SIMMIM_CUDA_LOG1MEXP) return then(Log1mexp{});
+  }
+  return refuse("there is no such function, or not of these operands");
 }
 
 struct Variant {
@@ -90,7 +144,7 @@ struct Variant {
 template <int STAGES, int ABOVE, int BESIDE, int RESIDENT = 0>
 constexpr Variant variant(char const* name) {
   using S = Shape<128, STAGES, ABOVE, BESIDE, RESIDENT>;
-  return {name, S::RESIDENT * S::DEPTH, log_sum_exps<S>, weights<S>};
+  return {name, S::RESIDENT * S::DEPTH, log_sum_exps<S>, log_weights<S, Scores>};
 }
 constexpr Variant VARIANTS[] = {
     variant<6, 1, 2>("1x2"),
@@ -103,6 +157,35 @@ constexpr int VARIANT_COUNT = sizeof VARIANTS / sizeof *VARIANTS;
 constexpr int64_t NARROW = 256;
 Variant const& for_log_sum_exps(simmim_cuda_problem const& p) { return VARIANTS[p.variant >= 0 ? p.variant : p.d <= NARROW ? 1 : 0]; }
 Variant const& for_weights(simmim_cuda_problem const& p) { return VARIANTS[p.variant >= 0 ? p.variant : p.d <= NARROW ? 2 : 0]; }
+// Whether there are variants, and not only the kernel for any d.
+bool has_variants(simmim_cuda_problem const& p) {
+  return p.operand == SIMMIM_CUDA_BFLOAT16 && p.function == SIMMIM_CUDA_LOGSUMEXP && is_plain(p);
+}
+
+// The kernels for any d, of operands of a type.
+template <Operand OPERAND>
+struct General {
+  using S = Shape<128, 6, 1, 2, 0, OPERAND>;
+
+  static Status statistics(simmim_cuda_problem const& p, float* rows, float* columns, void* workspace) {
+    if (p.function == SIMMIM_CUDA_LOGSUMEXP)
+      return is_plain(p) ? log_sum_exps<S>(p, rows, columns, workspace) : log_passes<S, ScoresWithOptions, true>(p, rows, columns, workspace);
+    return with_function<OPERAND>(p, [&](auto function) {
+      return passes<S, Sums<decltype(function), S::COLUMNS>, ScoresWithOptions, false, true>(p, rows, columns, workspace);
+    });
+  }
+  static Status weights(simmim_cuda_problem const& p, simmim_cuda_gradient const& g) {
+    if (p.function == SIMMIM_CUDA_LOGSUMEXP) return is_plain(p) ? log_weights<S, Scores>(p, g) : log_weights<S, ScoresWithOptions>(p, g);
+    return with_function<OPERAND>(p, [&](auto function) { return function_weights<S, decltype(function)>(p, g); });
+  }
+};
+
+template <class Then>
+Status with_operand(simmim_cuda_problem const& p, Then const& then) {
+  if (p.operand == SIMMIM_CUDA_BFLOAT16) return then(General<Operand::BFLOAT16>{});
+  if (p.operand == SIMMIM_CUDA_FLOAT16) return then(General<Operand::FLOAT16>{});
+  return then(General<Operand::FLOAT32>{});
+}
 
 Status validate(simmim_cuda_problem const& p) {
   constexpr int64_t MOST = INT32_MAX - BLOCK;  // coordinates of tiles are 32 bits
@@ -110,15 +193,22 @@ Status validate(simmim_cuda_problem const& p) {
   if (p.n > MOST || p.m > MOST || p.d > MOST) return refuse("n, m and d must be below 2^31 - 16384");
   if (p.first_row < 0 || p.first_column < 0 || p.first_row > MOST - p.n || p.first_column > MOST - p.m)
     return refuse("the matrix must have fewer than 2^31 - 16384 rows and columns");
-  if (p.d % 8 || p.x_row % 8 || p.y_row % 8) return refuse("d and the strides of rows must be multiples of 8");
+  if (p.operand < SIMMIM_CUDA_BFLOAT16 || p.operand > SIMMIM_CUDA_FLOAT32) return refuse("there is no such type of operands");
+  int const unit = p.operand == SIMMIM_CUDA_FLOAT32 ? 4 : 8;
+  if (p.d % unit || p.x_row % unit || p.y_row % unit) return refuse("d and the strides of rows must be multiples of 16 bytes");
   if (p.x_row < p.d || p.y_row < p.d) return refuse("the strides of rows must be at least d");
   if (reinterpret_cast<uintptr_t>(p.x) % 16 || reinterpret_cast<uintptr_t>(p.y) % 16) return refuse("x and y must be aligned to 16 bytes");
+  if (p.joint < SIMMIM_CUDA_COUNTED || p.joint > (p.function == SIMMIM_CUDA_LOGSUMEXP ? SIMMIM_CUDA_KEPT : SIMMIM_CUDA_NEGATED))
+    return refuse("joint pairs cannot be taken so");
+  if (p.ids < 0 || (p.ids > 0 && !(p.row_ids && p.col_ids))) return refuse("ids must be given for rows and columns");
   if (p.variant < -1 || p.variant >= VARIANT_COUNT) return refuse("there is no such variant");
   if (p.variant >= 0 && VARIANTS[p.variant].most > 0 && p.d > VARIANTS[p.variant].most) return refuse("d is too large for this variant");
+  if (p.variant > 0 && !has_variants(p)) return refuse("only log-sum-exps of bfloat16 without clamp and ids have variants");
   return {};
 }
 Status validate(simmim_cuda_problem const& p, simmim_cuda_gradient const& g) {
   if (g.stride % 8 || g.stride < p.m) return refuse("the stride of weights must be a multiple of 8 and at least m");
+  if (g.sums && (p.function == SIMMIM_CUDA_LOGSUMEXP || p.n > BLOCK || p.m > BLOCK)) return refuse("there are no sums of this function or size");
   if (reinterpret_cast<uintptr_t>(g.weights) % 16) return refuse("weights must be aligned to 16 bytes");
   return validate(p);
 }
@@ -129,6 +219,10 @@ Status validate(simmim_cuda_problem const& p, simmim_cuda_gradient const& g) {
 #define SIMMIM_API extern "C" __attribute__((visibility("default")))
 
 SIMMIM_API int simmim_cuda_interface(void) { return SIMMIM_CUDA_INTERFACE; }
+
+SIMMIM_API int simmim_cuda_runtime(void) { return simmim::Versions::runtime(); }
+SIMMIM_API int simmim_cuda_driver(void) { return simmim::Versions::driver(); }
+SIMMIM_API const char* simmim_cuda_architectures(void) { return simmim::Versions::ARCHITECTURES; }
 
 SIMMIM_API const char* simmim_cuda_variants(void) {
   struct Names {
@@ -148,12 +242,13 @@ SIMMIM_API int64_t simmim_cuda_workspace(int64_t n, int64_t m) {
   return (blocks_of(wide, 128) * high + blocks_of(high, TILE_ROWS) * wide) * int64_t(sizeof(float));
 }
 
-SIMMIM_API int simmim_cuda_log_sum_exps(const simmim_cuda_problem* problem, float* rows, float* columns, void* workspace) {
+SIMMIM_API int simmim_cuda_statistics(const simmim_cuda_problem* problem, float* rows, float* columns, void* workspace) {
   using namespace simmim;
   if (Status status = validate(*problem)) return status.code;
   OnDevice device;
   if (Status status = device.enter(problem->device)) return status.code;
-  return for_log_sum_exps(*problem).log_sum_exps(*problem, rows, columns, workspace).code;
+  if (has_variants(*problem)) return for_log_sum_exps(*problem).log_sum_exps(*problem, rows, columns, workspace).code;
+  return with_operand(*problem, [&](auto kernels) { return kernels.statistics(*problem, rows, columns, workspace); }).code;
 }
 
 SIMMIM_API int simmim_cuda_weights(const simmim_cuda_problem* problem, const simmim_cuda_gradient* gradient) {
@@ -161,7 +256,8 @@ SIMMIM_API int simmim_cuda_weights(const simmim_cuda_problem* problem, const sim
   if (Status status = validate(*problem, *gradient)) return status.code;
   OnDevice device;
   if (Status status = device.enter(problem->device)) return status.code;
-  return for_weights(*problem).weights(*problem, *gradient).code;
+  if (has_variants(*problem)) return for_weights(*problem).weights(*problem, *gradient).code;
+  return with_operand(*problem, [&](auto kernels) { return kernels.weights(*problem, *gradient); }).code;
 }
 
 SIMMIM_API const char* simmim_cuda_message(void) { return simmim::message; }

@@ -1,16 +1,17 @@
 // The forward's end of a tile: the log2 of the sums of 2^s of its rows and, BY_COLUMN, of its columns, one number each.
 #pragma once
-#include "tile.hpp"
+#include "options.hpp"
 
 namespace simmim {
 
-template <int COLUMNS, bool BY_COLUMN = true>
+// SCORES: Scores, or ScoresWithOptions.
+template <int COLUMNS, bool BY_COLUMN = true, class SCORES = Scores>
 struct LogSumExps {
   using A = Accumulators<COLUMNS>;
   static constexpr int R = A::R, C = A::C, KEPT = C / 8;
 
   struct Params {
-    Scores scores;
+    SCORES scores;
     float* row_parts;  // (tiles in a row of the block, scores.rows)
     float* col_parts;  // (tiles in a column of the block, scores.columns), if BY_COLUMN
   };
@@ -94,7 +95,7 @@ struct LogSumExps {
 
     SIMMIM_DEVICE void tile(A& acc, int ti, int tj) {
       int const i0 = ti * TILE_ROWS, j0 = tj * COLUMNS;
-      float const factor = prepare(group_, p_.scores, scale_, acc, i0, j0);
+      float const factor = prepare<false>(group_, p_.scores, scale_, acc, i0, j0);
 
       // One exponential a score serves its row and its column: all are relative to a large score of the warp.
       float const reference = reference_of(group_, acc, factor);

@@ -1,7 +1,7 @@
-/* Pairwise log-sum-exps on Hopper GPUs (compute capability 9.0), of bfloat16 operands, and the weights of their
- * gradients: a plain C interface, without PyTorch.
+/* Statistics of pairwise scores on Hopper GPUs (compute capability 9.0), and the weights of their gradients: a plain C
+ * interface, without PyTorch.
  *
- *     s_ij = scale <x_i, y_j> + row_bias_i + col_bias_j
+ *     s_ij = clamp(scale <x_i, y_j> + row_bias_i + col_bias_j, lo, hi)
  *
  * Pointers are to the device's memory. A call only queues work on the stream, and keeps nothing but what it asked of the
  * device. Every function that returns int returns 0, or a cudaError_t, or a negative number for what is not CUDA's to
@@ -16,12 +16,26 @@ extern "C" {
 #endif
 
 /* Counts the changes of this file, so that a library built from another one is not taken for this one's. */
-#define SIMMIM_CUDA_INTERFACE 1
+#define SIMMIM_CUDA_INTERFACE 2
 int simmim_cuda_interface(void);
 
 #define SIMMIM_CUDA_INVALID (-1)
 
-/* Operands are bfloat16, aligned to 16 bytes, as are their rows: d and the strides, in elements, are multiples of 8. */
+/* The CUDA version that the library was built with, and that which the driver is for, 0 where there is none, both as
+ * 1000 major + 10 minor; the architectures that there is code for, as in "sm_90a". Nothing of them starts CUDA. */
+int simmim_cuda_runtime(void);
+int simmim_cuda_driver(void);
+const char *simmim_cuda_architectures(void);
+
+/* Of operands and weights. float32 is multiplied as TF32: rounded to 10 bits of mantissa, and summed in float32. */
+enum { SIMMIM_CUDA_BFLOAT16, SIMMIM_CUDA_FLOAT16, SIMMIM_CUDA_FLOAT32 };
+/* The log-sum-exp, or a function whose sum it is. */
+enum { SIMMIM_CUDA_LOGSUMEXP, SIMMIM_CUDA_IDENTITY, SIMMIM_CUDA_SOFTPLUS, SIMMIM_CUDA_SQUARE, SIMMIM_CUDA_LOG1MEXP };
+/* How the joint pairs enter: as any pair, never, whatever the ids say, or, in sums, with the sign of their scores changed. */
+enum { SIMMIM_CUDA_COUNTED, SIMMIM_CUDA_LEFT_OUT, SIMMIM_CUDA_KEPT, SIMMIM_CUDA_NEGATED };
+
+/* Operands are aligned to 16 bytes, as are their rows: d and the strides, in elements, are multiples of 8, or of 4 for
+ * float32. float16 has no square and no log1mexp, whose weights nothing bounds. */
 typedef struct {
   int64_t n, m, d;
   const void *x, *y;
@@ -30,30 +44,41 @@ typedef struct {
   const float *row_bias, *col_bias; /* (n) and (m), or NULL */
   const int64_t *positives;         /* (n), the joint pairs' columns, or NULL for the diagonal */
   int64_t first_row, first_column;  /* of a part of a matrix, in the whole, in which the joint pairs are counted */
-  int32_t leaves_out;               /* 1: the joint pairs */
-  int32_t device;                   /* the ordinal of the device that the pointers belong to */
-  void *stream;                     /* a cudaStream_t of it */
-  int32_t variant;                  /* of the kernel: an index of simmim_cuda_variants, or -1 for the one to take */
+  /* (ids, n) and (ids, m), with rows these strides apart: pairs with equal ones are left out, or, of the first ones of
+   * grouped ids, those with different ones. */
+  const int64_t *row_ids, *col_ids;
+  int64_t row_ids_row, col_ids_row;
+  float lo, hi; /* of the clamp; infinite for none */
+  int32_t operand, function, joint, ids, grouped;
+  int32_t device;  /* the ordinal of the device that the pointers belong to */
+  void *stream;    /* a cudaStream_t of it */
+  int32_t variant; /* of the kernel, an index of simmim_cuda_variants, or -1 for the one to take. There is a choice for
+                    * log-sum-exps of bfloat16 operands without clamp and ids */
 } simmim_cuda_problem;
 
 /* The variants' names, separated by semicolons, in their own order. */
 const char *simmim_cuda_variants(void);
 
-/* The bytes of workspace that simmim_cuda_log_sum_exps needs: bounded, whatever n and m. */
+/* The bytes of workspace that simmim_cuda_statistics needs: bounded, whatever n and m. */
 int64_t simmim_cuda_workspace(int64_t n, int64_t m);
 
-/* rows (n) and columns (m), in nats, either of which may be NULL where it is not wanted. Every sum is made in an order
- * that depends on n and m alone. */
-int simmim_cuda_log_sum_exps(const simmim_cuda_problem *problem, float *rows, float *columns, void *workspace);
+/* rows (n) and columns (m), log-sum-exps in nats or sums, either of which may be NULL where it is not wanted. Every sum is
+ * made in an order that depends on n and m alone. */
+int simmim_cuda_statistics(const simmim_cuda_problem *problem, float *rows, float *columns, void *workspace);
 
-/* Weights a_i e^(s_ij - r_i) + b_j e^(s_ij - c_j) of all pairs but those that are left out: (n, stride), bfloat16, aligned
- * to 16 bytes, stride a multiple of 8 and at least m; up to the next multiple of 8 columns are written. References r and c
- * are log-sum-exps in nats, a and b upstream gradients: (n) and (m), both NULL for a side that is not differentiated.
- * A row or column whose reference is -inf has none but left-out pairs, and weighs nothing. */
+/* Weights of all pairs but those that are left out: (n, stride) of the operands' type, aligned to 16 bytes, stride a
+ * multiple of 8 and at least m; up to the next multiple of 8 columns are written. Of log-sum-exps
+ * a_i e^(s_ij - r_i) + b_j e^(s_ij - c_j): references r and c are log-sum-exps in nats, a and b upstream gradients, (n) and
+ * (m), both NULL for a side that is not differentiated. A row or column whose reference is -inf has none but left-out pairs,
+ * and weighs nothing. Of a function psi (a_i + b_j) psi'(s_ij), without references. */
 typedef struct {
   const float *row_reference, *row_upstream, *col_reference, *col_upstream;
   void *weights;
   int64_t stride;
+  /* Of a function, for n and m up to 16384: psi of each row, (n), set, or added to if `adds`; or NULL. */
+  float *sums;
+  void *workspace; /* as much as for statistics, if there are sums */
+  int32_t adds;
 } simmim_cuda_gradient;
 
 int simmim_cuda_weights(const simmim_cuda_problem *problem, const simmim_cuda_gradient *gradient);

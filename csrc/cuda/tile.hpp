@@ -1,7 +1,7 @@
 // One tile of scores as the 128 threads of a warpgroup hold it, in registers, and what they do with it together.
 //
 // The same source runs on the device and, for tests, on the host (tests/host_machine.hpp). `Group` is the warpgroup:
-// thread(), lane(), shuffle_xor(), largest(), all(), sync_warp(), sync() and bfloat16_pair().
+// thread(), lane(), shuffle_xor(), largest(), all(), sync_warp(), sync() and pair().
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -22,6 +22,17 @@ constexpr int WARPGROUP = 128, WARP = 32, WARPS = WARPGROUP / WARP, QUAD = 4;
 constexpr int TILE_ROWS = 128;
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
+// What operands and weights are in memory, numbered as simmim_cuda.h does. float32 is multiplied as TF32.
+enum class Operand { BFLOAT16, FLOAT16, FLOAT32 };
+template <Operand>
+struct ElementOf {
+  using Type = uint16_t;
+};
+template <>
+struct ElementOf<Operand::FLOAT32> {
+  using Type = float;
+};
+
 #ifdef __CUDACC__
 SIMMIM_DEVICE float exp2_of(float x) {
   float y;
@@ -29,9 +40,15 @@ SIMMIM_DEVICE float exp2_of(float x) {
   return y;
 }
 SIMMIM_DEVICE float log2_of(float x) { return __log2f(x); }
+SIMMIM_DEVICE float reciprocal_of(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 #else
 inline float exp2_of(float x) { return exp2f(x); }
 inline float log2_of(float x) { return log2f(x); }
+inline float reciprocal_of(float x) { return 1.f / x; }
 #endif
 
 // As a reference that is subtracted: exponentials relative to an infinite one would be NaN.
@@ -111,7 +128,8 @@ SIMMIM_DEVICE bool joint_columns(Group& group, Scores const& p, int i0, int j0, 
 
 // `scale` is in base 2. Makes base 2 scores of the products where something else than the scale is to be done, with -inf for pairs that are left
 // out or outside of the block. Returns the factor that is still to be applied.
-template <int COLUMNS, class Group>
+// Weights are made of plain scores as of others.
+template <bool WEIGHS, int COLUMNS, class Group>
 SIMMIM_DEVICE float prepare(Group& group, Scores const& p, float scale, Accumulators<COLUMNS>& acc, int i0, int j0) {
   using A = Accumulators<COLUMNS>;
   bool const ragged = i0 + TILE_ROWS > p.rows || j0 + COLUMNS > p.columns;

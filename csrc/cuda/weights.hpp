@@ -1,22 +1,23 @@
-// The backward's end of a tile: scores become weights, a_i e^(s_ij - r_i) + b_j e^(s_ij - c_j), in bfloat16, which the
-// vendor's library multiplies.
+// The backward's end of a tile: scores become weights, a_i e^(s_ij - r_i) + b_j e^(s_ij - c_j), in the type of the
+// operands, which the vendor's library multiplies.
 #pragma once
-#include "tile.hpp"
+#include "options.hpp"
+#include "store.hpp"
 
 namespace simmim {
 
-template <int COLUMNS>
+template <int COLUMNS, Operand OPERAND = Operand::BFLOAT16, class SCORES = Scores>
 struct Weights {
   using A = Accumulators<COLUMNS>;
   static constexpr int R = A::R, C = A::C;
   static_assert(COLUMNS <= WARPGROUP && TILE_ROWS == WARPGROUP, "a thread takes a row and a column");
 
   struct Params {
-    Scores scores;
+    SCORES scores;
     float const *row_reference, *row_upstream;  // r, a log-sum-exp in nats, and a; both null for a side without
     float const *col_reference, *col_upstream;
-    uint16_t* weights;  // (scores.rows, stride), bfloat16, aligned to 16 bytes
-    int64_t stride;     // a multiple of 8, and room for as many columns
+    typename ElementOf<OPERAND>::Type* weights;  // (scores.rows, stride), aligned to 16 bytes
+    int64_t stride;                              // a multiple of 8, and room for as many columns
   };
   struct Shared {
     float row_reference[TILE_ROWS], row_factor[TILE_ROWS];
@@ -49,7 +50,7 @@ struct Weights {
   template <class Group>
   SIMMIM_DEVICE static void write(Group& group, Params const& p, Shared& shared, float scale, A& acc, int ti, int tj) {
     int const i0 = ti * TILE_ROWS, j0 = tj * COLUMNS;
-    float const factor = prepare(group, p.scores, scale, acc, i0, j0);
+    float const factor = prepare<true>(group, p.scores, scale, acc, i0, j0);
     if (reference_factors(group, p, shared, i0, j0)) {
       // The rows' and columns' common reference is in their factors.
       float const reference = shared.row_reference[0];
@@ -63,7 +64,7 @@ struct Weights {
         for (int r = 0; r < R; ++r) acc.at(r, c) = exp2_of(fmaf(acc.at(r, c), factor, -reference)) * (a[r] + b);
       }
       SIMMIM_UNROLL
-      for (int r = 0; r < R; ++r) store(group, p, acc, r, i0, j0);
+      for (int r = 0; r < R; ++r) store<OPERAND, COLUMNS>(group, p, acc, r, i0, j0);
     } else {
       // Row by row, so that there are registers for two exponentials.
       SIMMIM_UNROLL
@@ -75,7 +76,7 @@ struct Weights {
           float const s = acc.at(r, c), by_row = a * exp2_of(fmaf(s, factor, -of_row));
           acc.at(r, c) = by_row + shared.col_factor[column] * exp2_of(fmaf(s, factor, -shared.col_reference[column]));
         }
-        store(group, p, acc, r, i0, j0);
+        store<OPERAND, COLUMNS>(group, p, acc, r, i0, j0);
         group.sync_warp();
       }
     }
@@ -126,34 +127,6 @@ struct Weights {
     }
     group.sync();
     return one;
-  }
-
-  // Of every 8 columns a thread of a quad has 2. They exchange, so that each has all 8 of one of 4 such groups: 16 bytes.
-  template <class Group>
-  SIMMIM_DEVICE static void store(Group& group, Params const& p, A& acc, int r, int i0, int j0) {
-    struct alignas(16) Eight {
-      uint32_t pair[QUAD];
-    };
-    int const q = group.lane() % QUAD, i = i0 + A::row(group.thread(), r);
-    uint16_t* const row = p.weights + int64_t(i) * p.stride;
-    SIMMIM_UNROLL
-    for (int c0 = 0; c0 < C; c0 += 2 * QUAD) {
-      Eight v;
-      SIMMIM_UNROLL
-      for (int g = 0; g < QUAD; ++g) v.pair[g] = group.bfloat16_pair(acc.at(r, c0 + 2 * g), acc.at(r, c0 + 2 * g + 1));
-      SIMMIM_UNROLL
-      for (int stride = 1; stride < QUAD; stride *= 2)
-        SIMMIM_UNROLL
-        for (int g = 0; g < QUAD; ++g) {
-          if (g & stride) continue;
-          bool const upper = q & stride;
-          uint32_t const got = group.shuffle_xor(upper ? v.pair[g] : v.pair[g | stride], stride);
-          v.pair[g] = upper ? got : v.pair[g];
-          v.pair[g | stride] = upper ? v.pair[g | stride] : got;
-        }
-      int const j = j0 + (c0 / (2 * QUAD) * QUAD + q) * 8;
-      if (i < p.scores.rows && j < p.scores.columns) *reinterpret_cast<Eight*>(row + j) = v;
-    }
   }
 };
 

@@ -12,6 +12,12 @@ struct OnDevice {
   Status enter(int) { return {}; }
 };
 
+struct Versions {
+  static constexpr char const* ARCHITECTURES = "the host";
+  static int runtime() { return 0; }
+  static int driver() { return 0; }
+};
+
 template <class S, class Epilogue>
 class Launcher {
  public:
@@ -21,17 +27,19 @@ class Launcher {
   }
   Status launch(int64_t row, int64_t column, typename Epilogue::Params const& params) const {
     constexpr int CLUSTERS = 3;  // of a small device
-    host::Map const x{static_cast<uint16_t const*>(problem_.x), problem_.n, problem_.d, problem_.x_row, S::X_PART};
-    host::Map const y{static_cast<uint16_t const*>(problem_.y), problem_.m, problem_.d, problem_.y_row, S::Y_PART};
+    using Element = typename S::Element;
+    host::Map<Element> const x{static_cast<Element const*>(problem_.x), problem_.n, problem_.d, problem_.x_row, S::X_PART};
+    host::Map<Element> const y{static_cast<Element const*>(problem_.y), problem_.m, problem_.d, problem_.y_row, S::Y_PART};
     Grid const grid = grid_of<S>(params.scores, row, column, CLUSTERS);
     return host::launch<S, Epilogue>(x, y, grid, params, std::min(CLUSTERS, grid.template units<S>())) ? Status{} : refuse("a deadlock");
   }
+  template <bool LOG>
   Status merge(Merge const& by_row, Merge const& by_column) const {
     for (Merge const& m : {by_row, by_column})
       for (int at = 0; m.total && at < m.extent; ++at) {
         float slices[SLICES];
-        for (int s = 0; s < SLICES; ++s) slices[s] = merged_slice(m, at, s);
-        merge_slices(m, at, slices, 1);
+        for (int s = 0; s < SLICES; ++s) slices[s] = merged_slice<LOG>(m, at, s);
+        merge_slices<LOG>(m, at, slices, 1);
       }
     return {};
   }

@@ -9,6 +9,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -20,17 +21,52 @@
 
 namespace simmim::host {
 
-inline float float_of(uint16_t bfloat16) {
-  uint32_t const bits = uint32_t(bfloat16) << 16;
-  float v;
-  memcpy(&v, &bits, 4);
-  return v;
+template <class To, class From>
+To bits_of(From v) {
+  static_assert(sizeof(To) == sizeof(From));
+  To bits;
+  memcpy(&bits, &v, sizeof bits);
+  return bits;
 }
+inline float float_of(uint16_t bfloat16) { return bits_of<float>(uint32_t(bfloat16) << 16); }
 inline uint16_t bfloat16_of(float v) {
-  uint32_t bits;
-  memcpy(&bits, &v, 4);
+  uint32_t const bits = bits_of<uint32_t>(v);
   if (v != v) return 0x7fff;
   return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline float float_of_half(uint16_t half) {
+  uint32_t const sign = uint32_t(half & 0x8000) << 16, exponent = half >> 10 & 31, mantissa = half & 0x3ff;
+  if (exponent == 0) return bits_of<float>(sign | bits_of<uint32_t>(float(mantissa) * 0x1p-24f));
+  return bits_of<float>(sign | (exponent == 31 ? 0x7f800000 : (exponent + 112) << 23) | mantissa << 13);
+}
+inline uint16_t half_of(float v) {
+  uint16_t const sign = uint16_t(bits_of<uint32_t>(v) >> 16 & 0x8000);
+  float const size = std::fabs(v);
+  if (v != v) return 0x7fff;
+  if (size >= 65520.f) return sign | 0x7c00;
+  if (size < 0x1p-14f) return sign | uint16_t(std::nearbyint(size * 0x1p24f));
+  uint32_t const bits = bits_of<uint32_t>(size) - (112u << 23);
+  return sign | uint16_t((bits + 0xfff + (bits >> 13 & 1)) >> 13);
+}
+// To the nearest of 10 bits of mantissa. Of those halfway the device may take the other.
+inline float tf32_of(float v) {
+  if (!std::isfinite(v)) return v;
+  uint32_t const bits = bits_of<uint32_t>(v);
+  return bits_of<float>((bits + 0xfff + (bits >> 13 & 1)) & ~0x1fffu);
+}
+template <Operand OPERAND>
+float value_of(typename ElementOf<OPERAND>::Type v) {
+  if constexpr (OPERAND == Operand::FLOAT32)
+    return v;
+  else
+    return OPERAND == Operand::FLOAT16 ? float_of_half(v) : float_of(v);
+}
+template <Operand OPERAND>
+typename ElementOf<OPERAND>::Type element_of(float v) {
+  if constexpr (OPERAND == Operand::FLOAT32)
+    return v;
+  else
+    return OPERAND == Operand::FLOAT16 ? half_of(v) : bfloat16_of(v);
 }
 
 // Threads that take turns: repeatable, and a switch costs less than a wake-up. One that waits says for what, and is not
@@ -195,8 +231,9 @@ struct Barrier {  // an mbarrier
   }
 };
 
+template <class Element>
 struct Map {  // what a CUtensorMap describes
-  uint16_t const* data;
+  Element const* data;
   int64_t rows, d, stride;
   int box;
 };
@@ -209,6 +246,7 @@ class Machine {
     Meeting warps[THREADS / WARP], groups[1 + CONSUMERS], turns[CONSUMERS];
     uint32_t slots[THREADS];
   };
+  using Element = typename S::Element;
   using Blocks = std::vector<std::unique_ptr<Block>>;
 
   Machine(Blocks& blocks, Meeting& everyone, int rank, int index, int cluster, int clusters)
@@ -230,16 +268,16 @@ class Machine {
   void more_registers() {}
 
   template <bool MULTICAST>
-  void load(Map const& map, Barrier& full, uint16_t* to, int column, int row, uint16_t blocks) {
+  void load(Map<Element> const& map, Barrier& full, Element* to, int column, int row, uint16_t blocks) {
     size_t const place = offset(to), barrier_place = offset(&full);
     for (int b = 0; b < S::BLOCKS; ++b) {
       if (MULTICAST ? !(blocks >> b & 1) : b != rank_) continue;
       auto* const memory = reinterpret_cast<char*>(&blocks_[b]->shared);
-      auto* const there = reinterpret_cast<uint16_t*>(memory + place);
+      auto* const there = reinterpret_cast<Element*>(memory + place);
       auto& barrier = *reinterpret_cast<Barrier*>(memory + barrier_place);
       auto landing = [=, &map, &barrier] {
         land(map, there, column, row);
-        barrier.complete(map.box * S::DEPTH * 2);
+        barrier.complete(map.box * S::DEPTH * sizeof(Element));
       };
       if (rand() % 2)
         landing();
@@ -272,9 +310,11 @@ class Machine {
     for (int stride = WARP / 2; stride > 0; stride /= 2) v = fmaxf(v, shuffle_xor(v, stride));
     return v;
   }
-  uint32_t bfloat16_pair(float low, float high) { return bfloat16_of(low) | uint32_t(bfloat16_of(high)) << 16; }
+  template <Operand OPERAND>
+  uint32_t pair(float low, float high) {
+    return element_of<OPERAND>(low) | uint32_t(element_of<OPERAND>(high)) << 16;
+  }
 
-  template <class Shape>
   void release(Barrier& empty) {
     sync_warp();
     size_t const stage = &empty - block().shared.empty;
@@ -290,13 +330,13 @@ class Machine {
   template <class Acc>
   void fence(Acc&) {}
   template <class Acc>
-  void multiply(Acc& acc, uint16_t const* x, uint16_t const* y, bool add) {
+  void multiply(Acc& acc, Element const* x, Element const* y, bool add) {
     products_.push_back([=, this, &acc] {
       for (int r = 0; r < Acc::R; ++r)
         for (int c = 0; c < Acc::C; ++c) {
           float total = add ? acc.at(r, c) : 0.f;
           int const i = Acc::row(thread(), r), j = Acc::column(thread(), c);
-          for (int k = 0; k < S::DEPTH; ++k) total += float_of(x[swizzled(i, k)]) * float_of(y[swizzled(j, k)]);
+          for (int k = 0; k < S::DEPTH; ++k) total += value_of<S::OPERAND>(x[swizzled(i, k)]) * value_of<S::OPERAND>(y[swizzled(j, k)]);
           acc.at(r, c) = total;
         }
     });
@@ -310,11 +350,17 @@ class Machine {
  private:
   size_t offset(void const* p) { return static_cast<char const*>(p) - reinterpret_cast<char const*>(&block().shared); }
   // Rows of 8 pieces of 16 bytes; piece p of row r is at p ^ r % 8.
-  static int swizzled(int row, int column) { return row * S::DEPTH + ((column / 8) ^ (row % 8)) * 8 + column % 8; }
-  static void land(Map const& map, uint16_t* to, int column, int row) {
+  static int swizzled(int row, int column) {
+    constexpr int PIECE = 16 / sizeof(Element);
+    return row * S::DEPTH + ((column / PIECE) ^ (row % 8)) * PIECE + column % PIECE;
+  }
+  static void land(Map<Element> const& map, Element* to, int column, int row) {
     for (int r = 0; r < map.box; ++r)
-      for (int c = 0; c < S::DEPTH; ++c)
-        to[swizzled(r, c)] = row + r < map.rows && column + c < map.d ? map.data[(row + r) * map.stride + column + c] : 0;
+      for (int c = 0; c < S::DEPTH; ++c) {
+        Element v = row + r < map.rows && column + c < map.d ? map.data[(row + r) * map.stride + column + c] : 0;
+        if constexpr (S::OPERAND == Operand::FLOAT32) v = tf32_of(v);
+        to[swizzled(r, c)] = v;
+      }
   }
 
   Blocks& blocks_;
@@ -325,7 +371,7 @@ class Machine {
 
 // All of one launch's clusters, one after the other: they share nothing but the outputs. False for a deadlock.
 template <class S, class Epilogue>
-bool launch(Map const& x, Map const& y, Grid const& grid, typename Epilogue::Params const& params, int clusters) {
+bool launch(Map<typename S::Element> const& x, Map<typename S::Element> const& y, Grid const& grid, typename Epilogue::Params const& params, int clusters) {
   using M = Machine<S, Epilogue>;
   Fibers fibers(THREADS * S::BLOCKS);
   for (int c = 0; c < clusters; ++c) {

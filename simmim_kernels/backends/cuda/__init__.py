@@ -1,7 +1,7 @@
 """CUDA C++ kernels for Hopper GPUs (csrc/cuda), called through a plain C interface: tensors go in as addresses.
 
-bfloat16 log-sum-exps of inner products alone, so far; calls.py hands a problem to the library, strips.py makes the
-products of the backward.
+Statistics of inner products, of half precision and, where PyTorch's setting allows it, of float32 as TF32. calls.py
+hands a problem to the library, strips.py makes the products of the backward.
 """
 
 from functools import cache
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from .calls import Call
-from .library import why_not
-from .strips import gradients
+from . import strips
+from .calls import FUNCTIONS, OPERANDS, Call
+from .library import why_not, without_driver
 
-_FORM, _FUNCTION = "inner_product", "logsumexp"
+_FORM = "inner_product"
+# Whose derivative is at most 1: of others float16 does not hold the weights.
+_BOUNDED = ("logsumexp", "softplus", "identity")
 _CAPABILITY = (9, 0)
 # Coordinates of tiles are 32 bits; see csrc/cuda/interface.hpp.
 _MOST = 2**31 - 2**15
@@ -28,26 +30,31 @@ def unavailable() -> str | None:
 
 @cache
 def _no_device() -> str | None:
-    if torch.version.hip is not None or not torch.cuda.is_available():
-        return "needs an NVIDIA GPU, and a PyTorch for CUDA"
-    return None
+    reason = without_driver()
+    if reason is None and (torch.version.hip is not None or not torch.cuda.is_available()):
+        reason = "needs an NVIDIA GPU, and a PyTorch for CUDA"
+    return reason
 
 
 def not_by_default(device: torch.device) -> str | None:
-    return "checked on an H100 (benchmarks/results/cuda_backend.json), but its library is built by hand"
+    return "checked on an H100 (benchmarks/results/cuda_backend.json) for plain log-sum-exps of bfloat16 alone"
 
 
 def supports(problem: Problem) -> str | None:
     if problem.form != _FORM:
         return f"the form {problem.form!r} has no CUDA kernel"
-    if problem.fn != _FUNCTION:
+    if problem.fn not in FUNCTIONS:
         return f"the function {problem.fn!r} has no CUDA kernel"
-    if problem.x.dtype != torch.bfloat16:
-        return f"{problem.x.dtype} operands have no CUDA kernel, bfloat16 ones alone"
-    if problem.clamped:
-        return "clamped scores have no CUDA kernel"
-    if problem.row_ids is not None:
-        return "pairs that ids leave out have no CUDA kernel"
+    dtype = problem.x.dtype
+    if dtype not in OPERANDS:
+        return f"{dtype} operands have no CUDA kernel"
+    if dtype == torch.float16 and problem.fn not in _BOUNDED:
+        return f"sums of {problem.fn!r} of float16 operands have no CUDA kernel: float16 would not hold the weights"
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
+        return (
+            "float32 operands are multiplied as TF32 alone, and torch.get_float32_matmul_precision() is 'highest': "
+            "torch.set_float32_matmul_precision('high') allows it"
+        )
     if max(problem.shape) > _MOST:
         return f"the kernels take up to {_MOST} rows and columns; there are {max(problem.shape)}"
     return _cannot_run_on(problem.x.device)
@@ -64,16 +71,19 @@ def _cannot_run_on(device: torch.device) -> str | None:
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
-    return Call(problem).log_sum_exps()
+    return Call(problem).statistics()
 
 
 def backward(
     problem: Problem, rows: Tensor, columns: Tensor, grad_rows: Tensor, grad_columns: Tensor, needs: list[bool]
 ) -> list[Tensor | None]:
     """Gradients of `problem.differentiable`."""
-    of_rows = (rows, grad_rows) if problem.wants_rows else None
-    return gradients(problem, of_rows, (columns, grad_columns) if problem.wants_columns else None, needs)
+    by_logarithm = problem.fn == "logsumexp"
+    of_rows = (rows if by_logarithm else None, grad_rows) if problem.wants_rows else None
+    of_columns = (columns if by_logarithm else None, grad_columns) if problem.wants_columns else None
+    return strips.gradients(problem, of_rows, of_columns, needs)
 
 
 def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
-    raise NotImplementedError("supports() lets no pointwise function come here")
+    """The sum of a pointwise function over all pairs, and its gradients."""
+    return strips.value_and_gradients(problem, needs)

@@ -8,11 +8,15 @@ from torch import Tensor
 from ...problem import Problem
 from .library import GradientStruct, ProblemStruct, loaded
 
-# The kernels load rows in pieces of 16 bytes.
-_ALIGNMENT = 8
+# As the enumerations of csrc/cuda/simmim_cuda.h count them.
+OPERANDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+FUNCTIONS = {"logsumexp": 0, "identity": 1, "softplus": 2, "square": 3, "log1mexp": 4}
+_JOINT = {"counted": 0, "left_out": 1, "kept": 2, "negated": 3}
+# The kernels load rows in pieces of so many bytes.
+_PIECE = 16
 
-Side = tuple[Tensor, Tensor]
-"""Log-sum-exps of the rows or of the columns, and the gradients of them."""
+Side = tuple[Tensor | None, Tensor]
+"""Log-sum-exps of the rows or of the columns, None of a pointwise function, and what weighs them."""
 
 
 class Call:
@@ -25,46 +29,71 @@ class Call:
         self.y = self.x if problem.y is problem.x else aligned(problem.y)
         self._scale = problem.parameters[0].to(device=self.device, dtype=torch.float32)
         self._biases = [_dense(bias, torch.float32) for bias in (problem.row_bias, problem.col_bias)]
-        self._leaves_out = problem.joint == "left_out"
-        self._positives = _dense(problem.positives, torch.int64) if self._leaves_out else None
+        self._positives = None if problem.joint == "counted" else _dense(problem.positives, torch.int64)
+        self._ids = [_dense(ids, torch.int64) for ids in (problem.row_ids, problem.col_ids)]
 
     def _struct(self, rows: slice, columns: slice) -> ProblemStruct:
-        x, y = self.x[rows], self.y[columns]
+        p, x, y = self.problem, self.x[rows], self.y[columns]
         row_bias, col_bias = (_part(bias, at) for bias, at in zip(self._biases, (rows, columns), strict=True))
+        # Of the first ids; the others are a row of all of them further each.
+        row_ids, col_ids = (
+            None if ids is None else ids[0, at].data_ptr() for ids, at in zip(self._ids, (rows, columns), strict=True)
+        )
         return ProblemStruct(
             *(len(x), len(y), x.shape[1], x.data_ptr(), y.data_ptr(), self.x.stride(0), self.y.stride(0)),
             *(self._scale.data_ptr(), row_bias, col_bias, _part(self._positives, rows), rows.start, columns.start),
-            *(self._leaves_out, self.device.index or 0, stream_of(self.device), -1),
+            *(row_ids, col_ids, *p.shape, p.lo, p.hi, OPERANDS[x.dtype], FUNCTIONS[p.fn], _JOINT[p.joint]),
+            *(0 if p.row_ids is None else len(p.row_ids), p.grouped),
+            *(self.device.index or 0, stream_of(self.device), -1),
         )
 
-    def log_sum_exps(self) -> tuple[Tensor, Tensor]:
-        """(N,) and (M,) float32 in nats; empty where not wanted."""
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """(N,) and (M,) float32, log-sum-exps in nats or sums; empty where not wanted."""
         (n, m), p = self.problem.shape, self.problem
         rows, columns = (
             torch.empty(size if wanted else 0, dtype=torch.float32, device=self.device)
             for size, wanted in ((n, p.wants_rows), (m, p.wants_columns))
         )
-        library = _library()
-        workspace = torch.empty(library.simmim_cuda_workspace(n, m), dtype=torch.uint8, device=self.device)
         struct = self._struct(slice(0, n), slice(0, m))
-        outputs = (_address(rows), _address(columns), _address(workspace))
-        _check(library.simmim_cuda_log_sum_exps(ctypes.byref(struct), *outputs))
+        workspace = self.workspace(n, m)
+        outputs = (_address(rows), _address(columns), workspace.data_ptr())
+        _check(_library().simmim_cuda_statistics(ctypes.byref(struct), *outputs))
         return rows, columns
 
-    def weights(self, out: Tensor, rows: slice, columns: slice, of_rows: Side | None, of_columns: Side | None) -> None:
-        """Writes dL/ds of a block of pairs to the upper left of `out`, bfloat16, whose columns are a multiple of 8."""
+    def workspace(self, n: int, m: int) -> Tensor:
+        """For the statistics of so many rows and columns."""
+        return torch.empty(_library().simmim_cuda_workspace(n, m), dtype=torch.uint8, device=self.device)
+
+    def weights(
+        self,
+        out: Tensor,
+        rows: slice,
+        columns: slice,
+        of_rows: Side | None,
+        of_columns: Side | None,
+        sums: Tensor | None = None,
+        workspace: Tensor | None = None,
+    ) -> None:
+        """Writes dL/ds of a block of pairs to the upper left of `out`, whose columns are a multiple of 8.
+
+        Of a pointwise function `sums` (N,) are set, or from the second block of a row on added to.
+        """
         sides = ((of_rows, rows), (of_columns, columns))
         vectors = [_part(vector, at) for side, at in sides for vector in (side or (None, None))]
-        gradient = GradientStruct(*vectors, out.data_ptr(), out.stride(0))
+        gradient = GradientStruct(
+            *(*vectors, out.data_ptr(), out.stride(0), _part(sums, rows)),
+            *(None if workspace is None else workspace.data_ptr(), columns.start > 0),
+        )
         _check(_library().simmim_cuda_weights(ctypes.byref(self._struct(rows, columns)), ctypes.byref(gradient)))
 
 
 def aligned(operand: Tensor) -> Tensor:
-    """(N, d), or a copy of it with zeros up to a multiple of 8 columns, whose rows can be loaded."""
+    """(N, d), or a copy of it with zeros up to a multiple of 16 bytes, whose rows can be loaded."""
     n, d = operand.shape
-    padded = -(-d // _ALIGNMENT) * _ALIGNMENT
+    piece = _PIECE // operand.dtype.itemsize
+    padded = -(-d // piece) * piece
     row, column = operand.stride()
-    fits = d == padded and column == 1 and row >= d and row % _ALIGNMENT == 0 and operand.data_ptr() % 16 == 0
+    fits = d == padded and column == 1 and row >= d and row % piece == 0 and operand.data_ptr() % _PIECE == 0
     if fits:
         return operand
     copy = operand.new_zeros((n, padded))

@@ -1,17 +1,22 @@
 """The CUDA library: found, loaded and declared for ctypes as csrc/cuda/simmim_cuda.h says.
 
-A pointer is an address on the device, such as `tensor.data_ptr()`, or None. What it points to must stay until the work
-that a call queued is done, as PyTorch's allocator sees to for work on the current stream.
+What a pointer points to, on the device, must stay until the work that a call queued is done, as PyTorch's allocator
+sees to for work on the current stream.
 """
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
+from ..shared_library import Files, Unusable, open_library
+
 # SIMMIM_CUDA_INTERFACE of csrc/cuda/simmim_cuda.h, which this file follows.
-_INTERFACE = 1
+_INTERFACE = 2
 _LIBRARY = Path(__file__).with_name("_cuda.so")
+# What the build leaves beside it, or in its place.
+_DIGEST = Path(__file__).with_name("_cuda_digest.txt")
+_REASON = Path(__file__).with_name("_cuda_unavailable.txt")
 
 
 class ProblemStruct(ctypes.Structure):
@@ -21,7 +26,10 @@ class ProblemStruct(ctypes.Structure):
         *((name, c_int64) for name in ("x_row", "y_row")),
         *((name, c_void_p) for name in ("scale", "row_bias", "col_bias", "positives")),
         *((name, c_int64) for name in ("first_row", "first_column")),
-        *((name, c_int32) for name in ("leaves_out", "device")),
+        *((name, c_void_p) for name in ("row_ids", "col_ids")),
+        *((name, c_int64) for name in ("row_ids_row", "col_ids_row")),
+        *((name, c_float) for name in ("lo", "hi")),
+        *((name, c_int32) for name in ("operand", "function", "joint", "ids", "grouped", "device")),
         ("stream", c_void_p),
         ("variant", c_int32),
     )
@@ -31,6 +39,8 @@ class GradientStruct(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("row_reference", "row_upstream", "col_reference", "col_upstream", "weights")),
         ("stride", c_int64),
+        *((name, c_void_p) for name in ("sums", "workspace")),
+        ("adds", c_int32),
     )
 
 
@@ -46,25 +56,44 @@ def why_not() -> str | None:
 
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    if not _LIBRARY.exists():
-        return None, "no CUDA library: not built: bash csrc/cuda/build.sh does, in a clone, where there is nvcc"
+    files, interface = Files(_LIBRARY, _DIGEST, _REASON), ("simmim_cuda_interface", _INTERFACE)
     try:
-        found = ctypes.CDLL(str(_LIBRARY))
-        if found.simmim_cuda_interface() != _INTERFACE:
-            return None, "the CUDA library was built from other sources: build it again"
-        declare(found)
-    except OSError as error:
-        return None, f"the CUDA library cannot be loaded: {error}"
-    except AttributeError as error:  # a symbol that ctypes does not find
-        return None, f"the CUDA library is another one: {error}"
-    return found, None
+        return open_library(files, "CUDA", "not built: see docs/cuda-wheels.md", interface, declare), None
+    except Unusable as reason:
+        return None, str(reason)
+
+
+def built_for() -> str | None:
+    """The CUDA version that the library was built with, and the architectures that it has code for."""
+    found = loaded()
+    if found is None:
+        return None
+    return f"CUDA {_version(found.simmim_cuda_runtime())}, {found.simmim_cuda_architectures().decode()}"
+
+
+def without_driver() -> str | None:
+    """Why the machine's driver does not run the library, in a line. Asks the driver for its version and no more."""
+    found = loaded()
+    if found is None:
+        return None
+    driver, runtime = found.simmim_cuda_driver(), found.simmim_cuda_runtime()
+    if driver // 1000 >= runtime // 1000:
+        return None
+    has = f"the driver is for {_version(driver)}" if driver else "there is no driver"
+    return f"the CUDA library was built with CUDA {_version(runtime)} and needs a driver for that or later: {has}"
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def declare(library: ctypes.CDLL) -> None:
     library.simmim_cuda_workspace.argtypes, library.simmim_cuda_workspace.restype = (c_int64, c_int64), c_int64
-    for names in (library.simmim_cuda_variants, library.simmim_cuda_message):
+    for names in (library.simmim_cuda_variants, library.simmim_cuda_architectures, library.simmim_cuda_message):
         names.argtypes, names.restype = (), c_char_p
-    library.simmim_cuda_log_sum_exps.argtypes = (POINTER(ProblemStruct), c_void_p, c_void_p, c_void_p)
+    for versions in (library.simmim_cuda_runtime, library.simmim_cuda_driver):
+        versions.argtypes, versions.restype = (), c_int
+    library.simmim_cuda_statistics.argtypes = (POINTER(ProblemStruct), c_void_p, c_void_p, c_void_p)
     library.simmim_cuda_weights.argtypes = (POINTER(ProblemStruct), POINTER(GradientStruct))
-    for calls in (library.simmim_cuda_log_sum_exps, library.simmim_cuda_weights):
+    for calls in (library.simmim_cuda_statistics, library.simmim_cuda_weights):
         calls.restype = c_int

@@ -1,7 +1,6 @@
 """The native CPU library: found, loaded and declared for ctypes as csrc/cpu/simmim_cpu.h says.
 
-Calls release the GIL, as all of ctypes.CDLL do. A pointer is an address, such as `tensor.data_ptr()`, or None; what it
-points to must outlive the call, and no longer.
+What a pointer points to must outlive the call, and no longer.
 """
 
 import ctypes
@@ -11,9 +10,7 @@ from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_void_
 from functools import cache
 from pathlib import Path
 
-import torch  # noqa: F401  loads its OpenMP, which the library then takes too: one pool of threads for both
-
-from .integrity import Damaged, digest
+from ..shared_library import Files, Unusable, open_library
 
 # SIMMIM_INTERFACE of csrc/cpu/simmim_cpu.h, which this file follows.
 _INTERFACE = 8
@@ -70,44 +67,18 @@ def why_not() -> str | None:
 
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    if not _LIBRARY.exists():
-        # The lines after the first are the compiler's.
-        return None, f"no native library: {_first_line(_REASON) or 'not built: pip install -e . does'}"
+    files, interface = Files(_LIBRARY, _DIGEST, _REASON), ("simmim_interface", _INTERFACE)
     try:
-        own, built = digest(_LIBRARY.read_bytes()), _first_line(_DIGEST)
-        if own and built and own != built:
-            raise Damaged("its contents are not those that were built")
-        found = ctypes.CDLL(str(_LIBRARY))
-        if found.simmim_interface() != _INTERFACE:
-            return None, "the native library was built from other sources: build it again"
-        _declare(found)
-        choice = os.environ.get(CHOICE)
-        if choice and found.simmim_choose(choice.encode()) != 0:
-            running = found.simmim_instruction_sets().decode().replace(",", ", ")
-            reason = f"{CHOICE} must name one of {running}, which this processor runs; got {choice!r}"
-            warnings.warn(f"the native kernels are not used: {reason}", stacklevel=2)
-            return None, reason
-    except Damaged as damage:
-        return None, f"the native library is damaged: {damage}: build it again"
-    except UnicodeDecodeError as error:
-        return None, f"the native library cannot be loaded: {error.object.decode(errors='backslashreplace')}"
-    except OSError as error:
-        # The loader quotes names of the library. Where damage made them no text, Python 3.10 leaves the message empty,
-        # later ones raise what is caught above, and those after them write what no encoding takes.
-        said = str(error).encode(errors="backslashreplace").decode() or "the loader's message is no text"
-        return None, f"the native library cannot be loaded: {said}"
-    except AttributeError as error:  # a symbol that ctypes does not find
-        return None, f"the native library is another one: {error}"
+        found = open_library(files, "native", "not built: pip install -e . does", interface, _declare)
+    except Unusable as reason:
+        return None, str(reason)
+    choice = os.environ.get(CHOICE)
+    if choice and found.simmim_choose(choice.encode()) != 0:
+        running = found.simmim_instruction_sets().decode().replace(",", ", ")
+        wrong = f"{CHOICE} must name one of {running}, which this processor runs; got {choice!r}"
+        warnings.warn(f"the native kernels are not used: {wrong}", stacklevel=2)
+        return None, wrong
     return found, None
-
-
-def _first_line(path: Path) -> str | None:
-    """None where there is no such file, or nothing in it."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:
-        return None
-    return lines[0].strip() or None
 
 
 def _declare(loaded: ctypes.CDLL) -> None:

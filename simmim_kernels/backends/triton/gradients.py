@@ -11,12 +11,12 @@ Symmetric scores have one side: weights by row and by column together, G + G^T, 
 import torch
 from torch import Tensor
 
-from ...problem import Problem, total_gradient_dtype
+from ...problem import Problem, total_gradient_dtype, weight_unit
 from . import configurations
 from .configurations import fused_tile, weights_tile
 from .factors import factored
 from .fused import run_fused
-from .passes import Pass, Wanted, weight_unit
+from .passes import Pass, Wanted
 from .sides import NO_PAIRS, Critic, Side, critic_of, joint_pairs_of, sides_of
 from .strips import run_strips
 

@@ -11,10 +11,6 @@ from .finish import finish
 from .sides import Critic, JointPairs, Side
 from .statistics import compile_time_options
 
-# float16 weights are scaled so that the largest possible one is between 2^11 and 2^12: the smallest are then kept down
-# to 2^-36 of it.
-_HALF_EXPONENT = 12
-
 
 class Wanted(NamedTuple):
     """What a pass is to make for one side."""
@@ -84,14 +80,3 @@ class Pass:
         """Takes the complete products (size, d) of the other side into its gradient."""
         other = (self.other, self.joint_other, self.critic)
         finish(*other, totals[None], self.weight_unit, self.other_gradient, None)
-
-
-def weight_unit(operand: Tensor, upstream: tuple[Tensor | None, ...]) -> Tensor | None:
-    """Pass.weight_unit, from the gradients of the statistics, which bound the weights."""
-    if operand.dtype != torch.float16:
-        return None
-    largest = [gradient.abs().max().float() for gradient in upstream if gradient is not None and len(gradient)]
-    # Without upstream gradients a weight is at most 1.
-    most = torch.stack(largest).sum() if largest else torch.ones((), device=operand.device)
-    unit = torch.exp2(_HALF_EXPONENT - torch.ceil(torch.log2(most)))
-    return torch.where(torch.isfinite(unit) & (most > 0), unit, torch.ones_like(unit))
