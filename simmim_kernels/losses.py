@@ -43,7 +43,7 @@ def info_nce_loss(
     query, positive_key = F.normalize(query, dim=1), F.normalize(positive_key, dim=1)
     scores = PairwiseScores(query, positive_key, scale=_inverse(temperature, query))
     if negative_keys is None:
-        return _both_directions(scores, reduction) if symmetric else _reduce(scores.cross_entropy(1), reduction)
+        return _reduced_entropies(scores, "both" if symmetric else "rows", reduction)
     if symmetric:
         raise ValueError("symmetric must be False where negative_keys are given: they have no direction back")
     validation.operands(query, negative_keys, ("query", "negative_keys"))
@@ -63,7 +63,7 @@ def clip_loss(
     names = ("image_features", "text_features")
     validation.operands(image_features, text_features, names, same_length=True)
     logit_scale = validation.scalar(logit_scale, "logit_scale", image_features)
-    return _both_directions(PairwiseScores(image_features, text_features, scale=logit_scale), reduction)
+    return _reduced_entropies(PairwiseScores(image_features, text_features, scale=logit_scale), "both", reduction)
 
 
 def siglip_loss(
@@ -90,8 +90,7 @@ def siglip_loss(
     signed = scores._with_joint_negated()  # -log sigmoid(z s) = softplus(-z s)
     if reduction == "none":
         return signed.sum(1, fn="softplus")
-    total = signed.sum((0, 1), fn="softplus")
-    return total / len(image_features) if reduction == "mean" else total
+    return signed._total("softplus", len(image_features) if reduction == "mean" else 1)
 
 
 def nt_xent_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.5, reduction: str = "mean") -> Tensor:
@@ -107,7 +106,7 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.5, redu
     z = F.normalize(torch.cat([z1, z2]), dim=1)
     index = torch.arange(2 * n, device=z.device)
     scores = PairwiseScores(z, z, scale=_inverse(temperature, z), positives=index.roll(n))
-    return _reduce(scores.exclude(index, index, keep_joint=True).cross_entropy(1), reduction)
+    return _reduced_entropies(scores.exclude(index, index, keep_joint=True), "rows", reduction)
 
 
 def supcon_loss(
@@ -180,8 +179,11 @@ def linear_cross_entropy(
     counted = target != ignore_index
     target = target.where(counted, 0)
     scores = PairwiseScores(x, weight, col_bias=bias, positives=target)
-    entropies = scores.cross_entropy(1)
     row_weight = None if class_weight is None else class_weight.to(scores.dtype)[target]
+    if reduction != "none" and not label_smoothing:
+        counts = counted.to(scores.dtype) if row_weight is None else row_weight.where(counted, 0)
+        return scores._cross_entropy_sum("rows", counts.sum() if reduction == "mean" else 1, counts)
+    entropies = scores.cross_entropy(1)
     values = entropies if row_weight is None else row_weight * entropies
     if label_smoothing:
         # mean_j w_j (logsumexp_i - s_ij): a mean over the classes of scores that are linear in them.
@@ -205,12 +207,12 @@ def _mean_scores(x: Tensor, weight: Tensor, bias: Tensor | None, class_weight: T
         return scores if bias is None else scores + mean(bias)
 
 
-def _both_directions(scores: PairwiseScores, reduction: str) -> Tensor:
-    """Cross entropies of the diagonal, the mean of row-wise and column-wise, reduced."""
-    both = scores._cross_entropies("both")
-    if reduction == "sum":
-        return both.sum() / 2
-    return both.mean(0) if reduction == "none" else both.mean()
+def _reduced_entropies(scores: PairwiseScores, dims: str, reduction: str) -> Tensor:
+    """Cross entropies of the joint pairs by "rows", or the mean of those by row and by column ("both"), reduced."""
+    if reduction == "none":
+        return scores._cross_entropies(dims).mean(0)
+    directions = 2 if dims == "both" else 1
+    return scores._cross_entropy_sum(dims, directions * (scores.shape[0] if reduction == "mean" else 1))
 
 
 def _inverse(temperature: float | Tensor, like: Tensor) -> Tensor:

@@ -243,9 +243,12 @@ def test_a_call_goes_through_the_four_files_of_the_picture(monkeypatch):
     if native.unavailable():
         pytest.skip(native.unavailable())
     monkeypatch.setattr(native, "_library", watched)
-    x, y = (torch.randn(300, 8, requires_grad=True) for _ in range(2))
+    x, y = (torch.randn(600, 8, requires_grad=True) for _ in range(2))
     sk.clip_loss(x, y, 1.0).backward()
     forward, _ = stacks
     picture = (ROOT / "docs" / "call.svg").read_text()
     assert forward == re.findall(r'class="file">\d  (\S+)</text>', picture)
     assert len(forward) == 4
+    stacks.clear()
+    sk.clip_loss(x[:300], y[:300], 1.0).backward()
+    assert stacks == [[*forward[:3], "operator/with_gradients.py", forward[3]]]
