@@ -44,7 +44,10 @@ def check(case: Case, weighted: bool) -> None:
         value, want = truth(case, dims, weights)
         assert_close(got.detach(), value)
         for name, gradient in gradients(2 * got, case.tensors).items():
-            assert_close(gradient, 2 * want[name], name=name)
+            if want[name].abs().max() < 1e-12:  # a row's bias, which is in all its scores
+                assert gradient.abs().max() < 1e-6
+            else:
+                assert_close(gradient, 2 * want[name], name=name)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
