@@ -12,6 +12,7 @@
 // Where a network scores the pairs (network.hpp), it makes a tile's scores and takes the weights in place of products.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <new>
 #include <type_traits>
@@ -63,12 +64,39 @@ int entropy_sum(const simmim_problem &problem, const simmim_entropy_sum &sum, co
   return 0;
 }
 
+#ifdef SIMMIM_TILES
+// Whether bfloat16 parts have all that float32 products of these rows have: no number is infinite, NaN or so large that a
+// product overflows in part, and no row is so small that its later parts, or their products, are denormal, which tiles
+// take for 0.
+bool parts_hold(const Features &f, int64_t rows, int64_t d) {
+  bool held = true;
+  for (int64_t i = 0; i < rows && held; ++i) {
+    float most = 0;
+    for (int64_t k = 0; k < d; ++k) {
+      const float size = std::abs(feature<float>(f, i * f.row + k * f.column));
+      held &= size < 0x1p50f;
+      most = std::max(most, size);
+    }
+    held &= most == 0 || most > 0x1p-40f;
+  }
+  return held;
+}
+bool parts_hold(const simmim_problem &p) {
+  return parts_hold(Features{p.x, p.dtype, p.x_row, p.x_column}, p.n, p.d) &&
+         parts_hold(Features{p.y, p.dtype, p.y_row, p.y_column}, p.m, p.d);
+}
+#endif
+
 // Runs what is given the type of the operands, as a null pointer.
 template <class F> int of_type(const simmim_problem &problem, const F &run) {
   try {
     if (problem.dtype == SIMMIM_FLOAT64) return run(static_cast<double *>(nullptr));
 #ifdef SIMMIM_BFLOAT16_PRODUCTS
     if (problem.dtype == SIMMIM_BFLOAT16 && !problem.layers) return run(static_cast<bfloat16 *>(nullptr));
+#endif
+#ifdef SIMMIM_TILES
+    if (problem.dtype != SIMMIM_BFLOAT16 && !problem.layers && parts_hold(problem))
+      return problem.coarse ? run(static_cast<Part<2> *>(nullptr)) : run(static_cast<Part<3> *>(nullptr));
 #endif
     return run(static_cast<float *>(nullptr));
   } catch (const std::bad_alloc &) {

@@ -37,6 +37,7 @@ typedef struct {
   int32_t symmetric; /* 1: y is x, col_bias row_bias and col_ids row_ids, and so are the positives' positives the rows */
   int32_t threads;
   int32_t layers;    /* of a network, 1 or 2, or 0 for inner products; its scale is 1, and it is not symmetric */
+  int32_t coarse;    /* 1: products of float32 and float16 may be made to 16 bits, where that is faster */
   double scale, lo, hi;
   const void *row_bias, *col_bias;         /* or NULL */
   const int64_t *positives;                /* (n), or NULL for the diagonal */

@@ -79,6 +79,7 @@ class _Call:
         self.struct = ProblemStruct(  # by place: names take their time, of which a small problem sees much
             x.shape[0], y.shape[0], x.shape[1], x.data_ptr(), y.data_ptr(), *x.stride(), *y.stride(),
             _DTYPES[x.dtype], _FUNCTIONS[p.fn], _JOINT[p.joint], symmetric, _threads(p), layers,
+            torch.get_float32_matmul_precision() != "highest",
             1.0 if layers else p.parameters[0].item(), p.lo, p.hi,
             self.point(p.row_bias, dtype), self.point(p.col_bias, dtype),
             self.point(p.positives, torch.int64), self.point(p.row_ids, torch.int64),

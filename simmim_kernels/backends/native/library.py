@@ -31,7 +31,7 @@ class ProblemStruct(ctypes.Structure):
         *((name, c_int64) for name in ("n", "m", "d")),
         *((name, c_void_p) for name in ("x", "y")),
         *((name, c_int64) for name in ("x_row", "x_column", "y_row", "y_column")),
-        *((name, c_int32) for name in ("dtype", "function", "joint", "symmetric", "threads", "layers")),
+        *((name, c_int32) for name in ("dtype", "function", "joint", "symmetric", "threads", "layers", "coarse")),
         *((name, c_double) for name in ("scale", "lo", "hi")),
         *((name, c_void_p) for name in ("row_bias", "col_bias", "positives", "row_ids", "col_ids")),
         *((name, c_int64) for name in ("ids", "grouped")),
