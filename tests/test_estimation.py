@@ -26,7 +26,7 @@ def gaussians(n, d, nats, seed=0):
 @pytest.mark.parametrize("critic", ["separable", "mlp"])
 def test_gaussians_come_near_the_truth_from_below(critic):
     x, y = gaussians(2000, 2, 1.0)
-    options = {"batch_size": 64, "max_steps": 300} if critic == "mlp" else {"batch_size": 256, "max_steps": 200}
+    options = {"batch_size": 64, "max_steps": 300} if critic == "mlp" else {"batch_size": 256, "max_steps": 40}
     result = sk.estimate(x, y, folds=2, critic=critic, **options)
     for name in ("infonce", "dv", "nwj", "smile"):
         assert result.bounds[name].value == pytest.approx(1.0, abs=0.15), name
@@ -50,7 +50,7 @@ def test_a_product_needs_the_networks():
 @pytest.mark.parametrize(("n", "d"), [(200, 1), (1000, 5), (400, 50)])
 def test_independent_samples_read_zero(n, d):
     x, y = gaussians(n, d, 0.0)
-    for found in sk.estimate(x, y, folds=2, max_steps=100).bounds.values():
+    for found in sk.estimate(x, y, folds=2, batch_size=128, max_steps=40).bounds.values():
         assert abs(found.value) < 0.05
 
 
@@ -79,7 +79,7 @@ def test_symbols_are_read_whatever_their_order():
     joint = np.full((10, 10), 0.002) + 0.08 * np.eye(10)
     truth = (joint * np.log(joint / 0.01)).sum()
     assert joint.sum() == pytest.approx(1)
-    result = sk.estimate(x, y, folds=2, batch_size=256, max_steps=300)
+    result = sk.estimate(x, y, folds=2, batch_size=256, max_steps=60)
     assert result.nats == pytest.approx(truth, abs=0.15)
 
 

@@ -7,9 +7,8 @@ from .dependence import signs_of_dependence
 from .report import LABELS, LOW_WITHIN, MutualInformationEstimate
 from .samples import Table, repeated_pairs, shared_columns
 
-# In nats: what a baseline must exceed the bounds by, and training rows test rows, to be told; and what networks must
-# add to the linear start for the Gaussian model to be doubted.
-_EXCESS, _GAP, _NETWORKS_ADD = 0.1, 0.3, 0.02
+# In nats: what a baseline must exceed the bounds by, and training rows test rows, to be told.
+_EXCESS, _GAP = 0.1, 0.3
 
 
 def warnings_of(result: MutualInformationEstimate, x: Table, y: Table) -> list[str]:
@@ -32,7 +31,7 @@ def _of_the_ceiling(result: MutualInformationEstimate) -> list[str]:
     if result.quote != "infonce":
         return [
             f"InfoNCE is within {LOW_WITHIN} nats of its ceiling, log of {rows} test rows, where it reads low by "
-            "0.1 nats and more: quote Donsker-Varadhan; more rows or fewer folds raise the ceiling"
+            "0.15 nats and more: quote Donsker-Varadhan; more rows or fewer folds raise the ceiling"
         ]
     return []
 
@@ -46,14 +45,9 @@ def _of_the_baselines(result: MutualInformationEstimate) -> list[str]:
             found.append(
                 f"{LABELS[name]} reads {baseline.value:.2f} nats, {excess:.2f} more than {LABELS[result.quote]}: "
                 "the critics may have learnt too little"
-                + (", or the model, which networks improve on, is wrong" if _networks_add(result, name) else "")
+                + ("" if name == "ksg" or result.nearly_gaussian else ", or ranks have no Gaussian copula")
             )
     return found
-
-
-def _networks_add(result: MutualInformationEstimate, name: str) -> bool:
-    gains = [fold.validation_infonce - fold.cca_infonce for fold in result.folds]
-    return name == "gaussian_copula" and float(np.mean(gains)) >= _NETWORKS_ADD
 
 
 def _of_the_training(result: MutualInformationEstimate) -> list[str]:
