@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
             description="Mutual information between the paired rows of two files: trained critics, read by several "
             "bounds on pairs that they never saw.",
             epilog="Quote InfoNCE, or Donsker-Varadhan where InfoNCE is within 2.5 nats of its ceiling: the table says "
-            "which. The 95%% interval covers the sampling of pairs and the spread of folds. It does not cover what the "
+            "which. The 95% interval covers the sampling of pairs and the spread of folds. It does not cover what the "
             "critics did not learn, by which a lower bound falls short: the Gaussian copula and KSG beside it, and the "
             "warnings, say where that is likely.",
         )
