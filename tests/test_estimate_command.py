@@ -180,6 +180,14 @@ def test_columns_of_one_file_by_their_names(survey, capsys):
     assert "--drop-missing leaves their rows out" in said
 
 
+def test_an_index_over_columns_without_names_is_noticed(survey):
+    survey[["size", "weight"]].set_axis([0, 1], axis=1).to_csv("bare.csv")
+    found = tables.read("bare.csv")
+    assert found.table.labels == ("0", "1")
+    assert found.table.values.shape == (90, 2)
+    assert "an index" in found.notes[0]
+
+
 def test_x_is_what_nothing_else_takes(survey):
     found = tables.read_samples("survey.parquet", None, y_columns="weight", groups="subject", drop_missing=True)
     assert found.x.labels == ("size", "colour")

@@ -236,6 +236,12 @@ def test_data_frames_have_names_and_symbols():
     assert made.symbols == (0,)
     assert table(frame, "x").values[:, 0].tolist() == made.values[:, 0].tolist()
     assert sk.estimate(frame, y, **QUICK).nats > 0.3
+    nullable = pd.DataFrame(
+        {"count": pd.array([1, None, 3], "Int64"), "time": pd.to_datetime(["2026-01-01", None, None])}
+    )
+    made = table(nullable, "x")
+    assert made.symbols == ()
+    np.testing.assert_array_equal(np.isnan(made.values), [[False, False], [True, True], [False, True]])
     frame.loc[3, "colour"] = None
     with pytest.raises(DataError, match=r"x must be finite, got 1 missing .NaN. .* in column colour"):
         sk.estimate(frame, y, **QUICK)

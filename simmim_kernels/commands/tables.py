@@ -219,9 +219,11 @@ def _read_text(path: Path, delimiter: str | None) -> dict[str, np.ndarray]:
         first = file.readline().removeprefix("\ufeff").rstrip("\r\n")
     if delimiter is None:
         delimiter = max(_DELIMITERS[path.suffix.lower()], key=re.sub('"[^"]*"', "", first).count)
-    # Names are text; a first line of numbers alone (or of empty cells) is data.
+    # Names are text; a first line of numbers alone (or of empty cells) is data, but for ",0,1,2", which pandas writes
+    # over an index and columns without names.
     cells = next(csv.reader([first], delimiter=delimiter), [])
-    numbers = all(map(_is_number, cells))
+    counted = len(cells) > 1 and cells == ["", *map(str, range(len(cells) - 1))]
+    numbers = all(map(_is_number, cells)) and not counted
     options = arrow.ReadOptions(autogenerate_column_names=numbers)
     convert = arrow.ConvertOptions(strings_can_be_null=True)
     try:

@@ -1,7 +1,9 @@
 """Samples as they are given, by array, tensor, data frame or table, and what may be wrong with them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -60,22 +62,33 @@ def table(value: Any, name: str) -> Table:
 
 
 def stacked(columns: dict[str, np.ndarray], name: str) -> Table:
-    """Of columns (N,) by name: numbers as they are, all others numbered as symbols, None and NaN among them missing."""
+    """Of columns (N,) by name: numbers and times as numbers, all others numbered as symbols; what is missing is NaN."""
     made, symbols = [], []
     for k, (label, column) in enumerate(columns.items()):
+        if column.dtype.kind not in "fiubmMOSUT":
+            raise DataError(f"{name} must hold numbers, texts or categories, got {column.dtype} in column {label}")
         if column.dtype.kind in "fiub":
             made.append(column.astype(np.float64))
             continue
-        if column.dtype.kind not in "OSUT":
-            raise DataError(f"{name} must hold numbers, texts or categories, got {column.dtype} in column {label}")
-        missing = np.array([value is None or value != value for value in column], dtype=bool)
+        missing = np.array([_is_missing(value) for value in column], dtype=bool)
+        present = column[~missing]
         codes = np.full(len(column), np.nan)
-        codes[~missing] = np.unique(column[~missing].astype(str), return_inverse=True)[1]
+        if column.dtype.kind in "mM":
+            codes[~missing] = present.astype(np.int64)
+        elif all(isinstance(value, Real) for value in present):  # as nullable columns of numbers are
+            codes[~missing] = present.astype(np.float64)
+        else:
+            codes[~missing] = np.unique(present.astype(str), return_inverse=True)[1]
+            symbols.append(k)
         made.append(codes)
-        symbols.append(k)
     if not made or not len(made[0]):
         raise DataError(f"{name} must have at least one row and one column, got {len(made[0]) if made else 0} rows")
     return Table(np.stack(made, axis=1), name, tuple(columns), tuple(symbols))
+
+
+def _is_missing(value: Any) -> bool:
+    """None, NaN, and what data frames have for them."""
+    return value is None or (isinstance(value, float) and math.isnan(value)) or str(value) in ("<NA>", "NaT")
 
 
 def samples(value: Any, name: str) -> np.ndarray:
