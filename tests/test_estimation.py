@@ -234,6 +234,16 @@ def test_estimates_repeat_with_their_seed_and_leave_the_global_generators_alone(
     assert [fold.seed for fold in first.folds] == [0, 1]
 
 
+def test_small_steps_take_one_thread_and_give_the_others_back(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    for kind, batch_size in (("separable", 64), ("separable", 512), ("mlp", 64)):
+        with pytest.raises(RuntimeError), training._threads_for(kind, batch_size):
+            raise RuntimeError
+    assert seen == [1, 7, 7, 7]
+
+
 def test_units_order_and_containers_do_not_matter():
     x, y = gaussians(200, 1, 1.0)
     bounds = sk.estimate(x, y, **QUICK).bounds

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +18,7 @@ from .linear_start import LinearStart, linear_start, refitted
 from .rows import FoldRows
 
 _CHECK_EVERY, _PATIENCE, _LEAST_GAIN = 20, 8, 1e-3
+_LEAST_FOR_THREADS = 384  # pairs a step
 _DECAY_OF_AVERAGE, _WEIGHT_DECAY = 0.98, 1e-2
 _LINEAR_RATE, _RATE = 5e-3, 1e-3
 # Of InfoNCE on the validation rows: where training adds no more to the linear start, no other start is tried, and the
@@ -50,6 +52,23 @@ class Trained:
 
 def train(data: FoldRows, kind: str, batch_size: int, max_steps: int, seed: int, report: Report) -> Trained:
     """A critic from the training rows, the best of all checks on the validation rows."""
+    with _threads_for(kind, min(batch_size, len(data.x_train))):
+        return _train(data, kind, batch_size, max_steps, seed, report)
+
+
+@contextmanager
+def _threads_for(kind: str, batch_size: int) -> Iterator[None]:
+    """One thread for steps so small that others would gain little, and on a busy machine cost much by waiting."""
+    before = torch.get_num_threads()
+    if kind == "separable" and batch_size < _LEAST_FOR_THREADS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train(data: FoldRows, kind: str, batch_size: int, max_steps: int, seed: int, report: Report) -> Trained:
     run = _Run(data, batch_size, max_steps, report, torch.Generator().manual_seed(seed))
     device = data.x_train.device
     start: LinearStart | None = None
