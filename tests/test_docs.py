@@ -18,7 +18,7 @@ import torch
 
 import simmim_kernels as sk
 from benchmarks import report as losses_report
-from benchmarks.known_mi import record, report
+from benchmarks.known_mi import record, report, suite
 from simmim_kernels.commands.arguments import parser
 
 ROOT = Path(__file__).parent.parent
@@ -142,15 +142,17 @@ def test_table_of_losses_is_the_recorded_one():
 
 def test_tables_of_known_truth_are_the_recorded_ones():
     text = (ROOT / "docs" / "known-truth.md").read_text()
-    optimal, trained, estimated, peers = (
+    optimal, trained, of_suite, peers = (
         record.load(record.RESULTS / f"{name}.json")["rows"]
-        for name in ("ceiling", "known_mi", "estimated", "known_mi_peers")
+        for name in ("ceiling", "known_mi", "suite", "known_mi_peers")
     )
+    assert {row["case"] for row in of_suite} <= set(suite.CASES)
     for table in (
         report.optimal_table(optimal),
         report.trained_table(trained),
         report.alone_table(trained),
-        report.estimated_table(estimated),
+        *(report.suite_table(of_suite, cases) for cases in (suite.DESIGN, suite.HELD_OUT)),
+        *(report.suite_summary(of_suite, cases) for cases in (suite.DESIGN, suite.HELD_OUT)),
         report.peers_table(peers),
     ):
         assert table in text
