@@ -260,6 +260,9 @@ def test_the_repr_is_the_table(gaussian_result):
     for name in ("InfoNCE", "Donsker-Varadhan", "NWJ", "SMILE", "Gaussian copula", "KSG", "ceiling of InfoNCE 5.30"):
         assert name in text
     assert f"{gaussian_result.nats:.3f}" in text
+    assert "not what the critics did not learn" in text
+    assert "p-value" not in text
+    assert "p-value of independence: 0.02" in dataclasses.replace(gaussian_result, p_value=0.02).text()
     assert "InfoNCE" in next(line for line in text.splitlines() if "quote this" in line)
     assert f"{gaussian_result.bits:.3f}" in gaussian_result.text(bits=True)
     assert gaussian_result.bits == pytest.approx(gaussian_result.nats / math.log(2))

@@ -148,7 +148,11 @@ class MutualInformationEstimate:
         ]
         head = f"I(X; Y) in {unit}: {self.rows:,} pairs, {self.columns[0]} and {self.columns[1]} columns, "
         head += f"{len(self.folds)} folds; ceiling of InfoNCE {scale * self.ceiling:.2f}"
-        return "\n".join([head, *(line.rstrip() for line in lines), *(f"Warning: {said}" for said in self.warnings)])
+        notes = ["The interval covers sampling and the spread of folds, not what the critics did not learn."]
+        if self.p_value is not None:
+            notes.append(f"p-value of independence: {self.p_value:.3g}")
+        notes += [f"Warning: {said}" for said in self.warnings]
+        return "\n".join([head, *(line.rstrip() for line in lines), *notes])
 
 
 def unit_of(bits: bool) -> tuple[str, float]:
