@@ -117,9 +117,9 @@ class Fibers {
   }
   // Something happened, though no thread went on.
   static void moved() { active()->moved_ = true; }
-  // Of whatever a thread does. The tests need MOST / 20 of a launch.
+  // Of whatever a thread does. The largest launch of the tests needs a twentieth of MOST.
   static void step() {
-    constexpr long MOST = 100'000'000;
+    constexpr long MOST = 14'000'000;
     if (++active()->steps_ > MOST) {
       printf("more than %ld steps: a loop without an end\n", MOST);
       exit(1);

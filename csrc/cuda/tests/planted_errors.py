@@ -1,0 +1,204 @@
+"""Plants errors in the kernels' body, one at a time, and shows that body_test.cpp sees each.
+
+    python csrc/cuda/tests/planted_errors.py [NUMBER ...]
+
+All go into one copy of the sources, each behind its number, so that one program has every error and, without a number,
+none. A run ends at its first failure; one that would not end is ended by a count of steps, not by a clock.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+SOURCES = Path(__file__).parents[1]
+# See host_machine.hpp.
+FLAGS = ("-std=c++20", "-O1", "-U_FORTIFY_SOURCE", "-ffp-contract=off")
+VARIABLE = "SIMMIM_PLANTED"
+
+
+class Error(NamedTuple):
+    what: str
+    file: str
+    right: str
+    """Once in the file"""
+    wrong: str
+    """In its place, where `planted` says whether it is this error's turn"""
+    cases: str = ""
+    """Those of body_test.cpp that are run: whose names hold this"""
+
+
+def dropped(what: str, file: str, statement: str, cases: str = "") -> Error:
+    return Error(what, file, statement, f"if (!planted) {statement}", cases)
+
+
+ERRORS = (
+    dropped("the producer does not wait for an empty stage", "body.hpp", "shared.empty[at.stage].wait(at.phase);"),
+    Error("the ring begins full", "body.hpp", "at.phase = 1;", "at.phase = planted ? 0 : 1;"),
+    dropped("the consumer does not wait for a full stage", "body.hpp", "shared.full[at.stage].wait(at.phase);"),
+    Error(
+        "a stage is released one too far on",
+        "body.hpp",
+        "machine.release(shared.empty[read.stage]);\n          read.next();",
+        "machine.release(shared.empty[planted ? at.stage : read.stage]);\n          read.next();",
+    ),
+    dropped("products are not awaited", "body.hpp", "machine.template await_products<1>(acc);"),
+    dropped("no turn is given", "body.hpp", "if (walk.more()) machine.give_turn(1 - mine);"),
+    Error(
+        "products add to what was there",
+        "body.hpp",
+        "shared.y[at.stage], k > 0)",
+        "shared.y[at.stage], planted || k > 0)",
+    ),
+    Error(
+        "half the bytes are expected",
+        "body.hpp",
+        "(S::RESIDENT ? 0 : S::X_BYTES)",
+        "(S::RESIDENT || planted ? 0 : S::X_BYTES)",
+    ),
+    Error(
+        "a part of X reaches its own block alone",
+        "body.hpp",
+        "row_of_blocks |= 1 << (above + b * S::ABOVE)",
+        "row_of_blocks |= planted ? 1 << machine.rank() : 1 << (above + b * S::ABOVE)",
+    ),
+    Error(
+        "a part of Y lands in the first rows",
+        "body.hpp",
+        "above * S::Y_PART * S::DEPTH]",
+        "(planted ? 0 : above) * S::Y_PART * S::DEPTH]",
+    ),
+    Error(
+        "X that stays is released a tile too early",
+        "body.hpp",
+        "walk.left() < CONSUMERS)",
+        "walk.left() < CONSUMERS + int(planted))",
+    ),
+    dropped("the phase of X that stays is forgotten", "body.hpp", "if (walk.left() == 0) x_phase ^= 1;"),
+    dropped("a run goes on past its end", "body.hpp", "if (++j_ == end_) j_ = end_ - length_;"),
+    Error("a padding block writes", "body.hpp", "if (i * TILE_ROWS < params", "if (planted || i * TILE_ROWS < params"),
+    Error("no mask of ragged tiles", "tile.hpp", "bool const ragged = ", "bool const ragged = !planted && "),
+    Error("a column too many", "tile.hpp", "c) >= p.columns)", "c) >= p.columns + int(planted))"),
+    Error("joint pairs are counted", "tile.hpp", "bool meets_joint = ", "bool meets_joint = !planted && ", "left out"),
+    Error(
+        "the diagonal of a later block begins with it",
+        "tile.hpp",
+        "p.first_row + int64_t(i)) - p.first_column - j0",
+        "(planted ? 0 : p.first_row) + int64_t(i)) - p.first_column - j0",
+        "diagonal of a later",
+    ),
+    Error(
+        "sums are not brought back to their reference",
+        "log_sum_exps.hpp",
+        "by_row[r] = log2_of(by_row[r]) + reference;",
+        "by_row[r] = log2_of(by_row[r]) + (planted ? 0 : reference);",
+    ),
+    Error(
+        "sums that have lost their terms are taken for sound",
+        "log_sum_exps.hpp",
+        "if (group_.all(sound)) {",
+        "if (planted || group_.all(sound)) {",
+        "unequal",
+    ),
+    Error(
+        "a warp's columns are left out",
+        "log_sum_exps.hpp",
+        "for (int w = 0; w < WARPS; ++w) sum += ",
+        "for (int w = 0; w < WARPS - int(planted); ++w) sum += ",
+    ),
+    Error(
+        "a shared reference is left out of a factor",
+        "weights.hpp",
+        "b *= exp2_of(most - c);",
+        "b *= planted ? 1 : exp2_of(most - c);",
+        "weights",
+    ),
+    Error(
+        "weights past the last column are written",
+        "store.hpp",
+        "if (i < p.scores.rows && j < p.scores.columns)",
+        "if (i < p.scores.rows && (planted || j < p.scores.columns))",
+        "weights",
+    ),
+    dropped("kept joint pairs are not", "options.hpp", "if (p.keeps) out.of[r] &= ~joint.of[r];", "kept"),
+    Error("all ids are of groups", "options.hpp", "p.grouped && k == 0", "p.grouped && (planted || k == 0)", "group"),
+    Error(
+        "weights beyond the clamp are as on it",
+        "options.hpp",
+        "s = WEIGHS ? -INFINITY : p.lo",
+        "s = WEIGHS && !planted ? -INFINITY : p.lo",
+        "weights",
+    ),
+    dropped("slopes beyond the clamp are not 0", "sums.hpp", "if (beyond) weighed.of[r] &= ~(1u << c);", "softplus"),
+    Error(
+        "slopes of negated pairs keep their sign",
+        "sums.hpp",
+        "(minus ? -v.slope : v.slope)",
+        "(minus && !planted ? -v.slope : v.slope)",
+        "softplus",
+    ),
+    Error(
+        "a polynomial's coefficient",
+        "pointwise.hpp",
+        "0.3331812024116516f",
+        "(planted ? 0.3331f : 0.3331812024116516f)",
+        "softplus",
+    ),
+)
+
+
+def build(folder: Path) -> Path:
+    """The program that has them all."""
+    copy = folder / "cuda"
+    shutil.copytree(SOURCES, copy, dirs_exist_ok=True)
+    for number, error in enumerate(ERRORS, 1):
+        path = copy / error.file
+        source = path.read_text()
+        assert source.count(error.right) == 1, (
+            f"{number}, {error.what}: {source.count(error.right)} times in {path.name}"
+        )
+        path.write_text(source.replace(error.right, error.wrong.replace("planted", f"planted({number})")))
+    tile = copy / "tile.hpp"
+    read = f'getenv("{VARIABLE}")'
+    switch = (
+        "#include <cstdint>\n#include <cstdlib>\n"
+        f"inline int const planted_number = {read} ? atoi({read}) : 0;\n"
+        "inline bool planted(int number) { return number == planted_number; }\n"
+    )
+    tile.write_text(tile.read_text().replace("#include <cstdint>\n", switch, 1))
+    program = folder / "planted"
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    subprocess.run([*compiler, *FLAGS, str(copy / "tests" / "body_test.cpp"), "-o", str(program)], check=True)
+    return program
+
+
+def failure(program: Path, number: int) -> str | None:
+    """How the program failed with an error, or without any for 0; None if it did not."""
+    cases = ERRORS[number - 1].cases if number else ""
+    environment = {**os.environ, VARIABLE: str(number)}
+    command = [str(program), "1", cases]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if result.returncode == 0:
+        return None
+    return (result.stdout.splitlines() or [f"ended with {result.returncode}"])[-1]
+
+
+def main() -> int:
+    numbers = [int(given) for given in sys.argv[1:]] or range(len(ERRORS) + 1)
+    missed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        program = build(Path(folder))
+        for number in numbers:
+            what, found = ERRORS[number - 1].what if number else "nothing", failure(program, number)
+            missed += (found is None) == (number > 0)
+            print(f"{number:2} {what}: {found or 'no failure'}", flush=True)
+    print(f"{missed} not as they should be")
+    return missed != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
