@@ -1,4 +1,6 @@
-"""Builds the native CPU library where that is possible; pyproject.toml says all else about the package.
+"""Builds the native CPU library where that is possible, and the CUDA library where that is asked for.
+
+pyproject.toml says all else about the package.
 
 It needs a C++17 compiler, but neither Python's headers nor PyTorch's: it is a plain shared library, loaded with ctypes,
 and one wheel serves every Python 3. With OpenMP it has threads; where the compiler has none, a library of one thread is
@@ -7,6 +9,8 @@ built. Where it cannot be built the package is installed without it, and holds t
     SIMMIM_KERNELS_NATIVE=0   leaves it out
     SIMMIM_KERNELS_NATIVE=1   fails where it cannot be built
     CXX, CXXFLAGS, LDFLAGS    mean what they mean everywhere
+    SIMMIM_KERNELS_CUDA=1     compiles the CUDA library too, and fails where it cannot: docs/cuda-wheels.md
+    NVCC, CUDA_HOME, TORCH_CUDA_ARCH_LIST   its compiler, or where that lies, and the architectures
     SIMMIM_KERNELS_EMULATE_TILES=1   for tests: portable kernels alone, and those on AMX's tiles with the tiles emulated
 """
 
@@ -14,6 +18,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -79,15 +84,46 @@ int threads() {
 }
 """
 SOURCES = Path("csrc/cpu")
-PACKAGE = "simmim_kernels.backends.native"
-LIBRARY = "_native.so"
-# Beside the library, or in its place.
-DIGEST = "_native_digest.txt"
-REASON = "_native_unavailable.txt"
+BACKENDS = "simmim_kernels.backends"
+
+
+class Library(NamedTuple):
+    """One that is built beside its backend, with a digest of it, or in its place why there is none."""
+
+    name: str
+    option: str  # the environment variable: "0" leaves it out, "1" fails where it cannot be built
+    wish: str  # where the variable is not set
+
+    @property
+    def extension(self) -> str:
+        return f"{BACKENDS}.{self.name}._{self.name}"
+
+    @property
+    def file(self) -> str:
+        return f"_{self.name}.so"
+
+    @property
+    def digest(self) -> str:
+        return f"_{self.name}_digest.txt"
+
+    @property
+    def reason(self) -> str:
+        return f"_{self.name}_unavailable.txt"
+
+    @property
+    def asked(self) -> str:
+        return os.environ.get(self.option, self.wish)
+
+
+NATIVE = Library("native", "SIMMIM_KERNELS_NATIVE", wish="")
+CUDA = Library("cuda", "SIMMIM_KERNELS_CUDA", wish="0")
+CUDA_SOURCES = Path("csrc/cuda")
+# What there are kernels for, as TORCH_CUDA_ARCH_LIST names it.
+CUDA_ARCHITECTURES = ("9.0", "9.0a", "Hopper")
 
 
 class Unavailable(Exception):
-    """The library cannot be built. The first line says why, the others are the compiler's."""
+    """A library cannot be built. The first line says why, the others are the compiler's."""
 
 
 def build_library(library: Path, objects: Path) -> None:
@@ -134,6 +170,58 @@ def build_library(library: Path, objects: Path) -> None:
     run([*compiler, *flags, "-shared", *linked, *linker_flags, "-o", str(library)])
 
 
+def build_cuda_library(library: Path) -> None:
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    plain = [each.removesuffix("+PTX") for each in wanted]
+    if wanted and not set(plain) & set(CUDA_ARCHITECTURES):
+        named = " ".join(wanted)
+        raise Unavailable(f"TORCH_CUDA_ARCH_LIST must name 9.0a, which the kernels are for, got {named!r}")
+    for each in plain:
+        if each not in CUDA_ARCHITECTURES:
+            print(f"there are no CUDA kernels for {each}: the library is for 9.0a alone", flush=True)
+    packages = without_nvcc()
+    if packages:
+        run([sys.executable, str(CUDA_SOURCES / "build_nvrtc.py"), str(packages), str(library)])
+    else:  # of build.sh, which reads it
+        run(["env", f"NVCC={nvcc()}", "bash", str(CUDA_SOURCES / "build.sh"), str(library)])
+
+
+def without_nvcc() -> Path | None:
+    """CUDA_HOME, where that is what NVIDIA's packages for CUDA 12 make, with NVRTC and without nvcc."""
+    home = os.environ.get("CUDA_HOME")
+    return Path(home) if home and not os.environ.get("NVCC") and Path(home, "cuda_nvrtc").is_dir() else None
+
+
+def nvcc() -> str:
+    """That of NVCC, of CUDA_HOME, of the package nvidia-cuda-nvcc in this Python, of the PATH, or where CUDA goes."""
+    named, home = os.environ.get("NVCC"), os.environ.get("CUDA_HOME")
+    if named:
+        return named
+    homes = [home] if home else [*packaged_cuda(), None, "/usr/local/cuda"]
+    for each in homes:
+        found = shutil.which("nvcc", path=each and os.path.join(each, "bin"))
+        if found:
+            return found
+    raise Unavailable(f"no nvcc in {home}, which is CUDA_HOME" if home else "no nvcc: CUDA_HOME names no CUDA")
+
+
+def packaged_cuda() -> list[str]:
+    """Folders in which NVIDIA's packages of this Python put CUDA, latest first."""
+    found = [str(home) for folder in sys.path for home in Path(folder or ".").glob("nvidia/cu[0-9]*")]
+    return sorted(found, key=lambda home: int(re.sub(r"\D", "", Path(home).name)), reverse=True)
+
+
+def cuda_version() -> str:
+    """As in "130", of the compiler that would be used."""
+    packages = without_nvcc()
+    if packages:
+        header = (packages / "cuda_runtime" / "include" / "cuda.h").read_text(encoding="utf-8")
+        version = int(re.findall(r"#define CUDA_VERSION (\d+)", header)[0])
+        return f"{version // 1000}{version % 1000 // 10}"
+    (major, minor) = re.findall(r"release (\d+)\.(\d+)", run([nvcc(), "--version"]))[0]
+    return f"{major}{minor}"
+
+
 def execute(command: list[str]) -> subprocess.CompletedProcess[str]:
     print(shlex.join(command), flush=True)
     try:
@@ -156,40 +244,68 @@ def run(command: list[str]) -> str:
     return result.stdout
 
 
-class BuildNative(build_ext):
+class BuildLibraries(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
-        # setuptools would name the Python ABI, which the library does not use.
-        return os.path.join(*fullname.split(".")[:-1], LIBRARY)
+        # setuptools would name the Python ABI, which the libraries do not use.
+        *folders, name = fullname.split(".")
+        return os.path.join(*folders, f"{name}.so")
 
     def run(self) -> None:
-        wish = os.environ.get("SIMMIM_KERNELS_NATIVE", "")
-        library = Path(self.get_ext_fullpath(f"{PACKAGE}._native"))
-        digest, reason = library.with_name(DIGEST), library.with_name(REASON)
+        for each in (NATIVE, CUDA):
+            if not self._built(each):
+                # Nothing for an editable install to link to.
+                self.extensions = [extension for extension in self.extensions if extension.name != each.extension]
+
+    def _built(self, it: Library) -> bool:
+        library = Path(self.get_ext_fullpath(it.extension))
+        digest, reason = library.with_name(it.digest), library.with_name(it.reason)
+        if it is CUDA and it.asked == "0":
+            return False  # nothing is built, and one that was built by hand stays
         library.parent.mkdir(parents=True, exist_ok=True)
         for stale in (library, digest, reason):
             stale.unlink(missing_ok=True)
         try:
-            if wish == "0":
-                raise Unavailable("SIMMIM_KERNELS_NATIVE=0 left it out of the build")
-            build_library(library, Path(self.build_temp))
+            if it.asked == "0":
+                raise Unavailable(f"{it.option}=0 left it out of the build")
+            if it is NATIVE:
+                build_library(library, Path(self.build_temp))
+            else:
+                build_cuda_library(library)
             # Run by its path: the package itself needs PyTorch.
             found = runpy.run_path("simmim_kernels/backends/integrity.py")["digest"](library.read_bytes())
             if found is not None:
                 digest.write_text(f"{found}\n", encoding="ascii")
         except Unavailable as error:
-            if wish == "1":
-                raise CompileError(f"SIMMIM_KERNELS_NATIVE=1, but the native library is unavailable: {error}") from None
-            self.warn(f"installing without the native library: {error}")
+            if it.asked == "1":
+                raise CompileError(f"{it.option}=1, but the {it.name} library is unavailable: {error}") from None
+            self.warn(f"installing without the {it.name} library: {error}")
             reason.write_text(f"{error}\n", encoding="utf-8")
-            self.extensions = []  # nothing for an editable install to link to
+            return False
+        return True
 
 
 class Wheel(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
-        # Asked for when the contents are in place. With the library, they run on one platform but under any Python 3.
-        self.root_is_pure = not Path(self.bdist_dir, *PACKAGE.split("."), LIBRARY).exists()
+        # Asked for when the contents are in place. With a library, they run on one platform but under any Python 3.
+        native, cuda = (Path(self.bdist_dir, *f"{BACKENDS}.{it.name}".split("."), it.file) for it in (NATIVE, CUDA))
+        self.root_is_pure = not (native.exists() or cuda.exists())
         tag = super().get_tag()
-        return tag if self.root_is_pure else ("py3", "none", tag[2])
+        if self.root_is_pure:
+            return tag
+        platform = tag[2]
+        if cuda.exists() and platform.startswith("linux_"):
+            platform = manylinux(platform, [library for library in (native, cuda) if library.exists()])
+        return "py3", "none", platform
+
+
+def manylinux(platform: str, libraries: list[Path]) -> str:
+    """The tag of the oldest glibc that has the symbols of all of them, by the names of the versions that they ask for.
+
+    OpenMP's runtime, which native has from PyTorch, is no part of the tag's promise.
+    """
+    contents = b"".join(library.read_bytes() for library in libraries)
+    minor = max([17, *(int(found) for found in re.findall(rb"GLIBC_2\.(\d+)\b", contents))])
+    return platform.replace("linux_", f"manylinux_2_{minor}_", 1)
 
 
 def long_description() -> str:
@@ -207,9 +323,19 @@ def long_description() -> str:
 
 # The tests import parts of this file.
 if __name__ == "__main__":
+    extensions = [
+        Extension(NATIVE.extension, [str(SOURCES / "dispatch.cpp"), str(SOURCES / "kernels.cpp")]),
+    ]
+    options = {}
+    if CUDA.asked == "1":
+        extensions.append(Extension(CUDA.extension, [str(CUDA_SOURCES / "simmim_cuda.cu")]))
+        # The sources are the same whatever they are compiled by.
+        if "sdist" not in sys.argv:
+            options["egg_info"] = {"tag_build": f"+cu{cuda_version()}"}
     setup(
         long_description=long_description(),
         long_description_content_type="text/markdown",
-        ext_modules=[Extension(f"{PACKAGE}._native", [str(SOURCES / "dispatch.cpp"), str(SOURCES / "kernels.cpp")])],
-        cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
+        ext_modules=extensions,
+        cmdclass={"build_ext": BuildLibraries, "bdist_wheel": Wheel},
+        options=options,
     )

@@ -32,8 +32,8 @@ def build(setup_py, tmp_path, monkeypatch):
             monkeypatch.setattr(setup_py, "INSTRUCTION_SETS", {})
         for name, value in {"CXX": compiler, "CXXFLAGS": f"-O1 {flags}", "LDFLAGS": linker_flags}.items():
             monkeypatch.setenv(name, value)
-        setup_py.build_library(tmp_path / setup_py.LIBRARY, tmp_path)
-        return tmp_path / setup_py.LIBRARY
+        setup_py.build_library(tmp_path / setup_py.NATIVE.file, tmp_path)
+        return tmp_path / setup_py.NATIVE.file
 
     return built
 

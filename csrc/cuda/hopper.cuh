@@ -1,7 +1,14 @@
 // What the kernels' body needs of Hopper (sm_90a), each instruction in a wrapper of its own. Names and operands are as in
 // the PTX ISA 8.x: mbarrier, cp.async.bulk.tensor, wgmma.mma_async, setmaxnreg.
 #pragma once
+#ifdef __CUDACC_RTC__
+struct alignas(64) CUtensorMap_st {  // as <cuda.h> has it
+  unsigned long opaque[16];
+};
+using CUtensorMap = CUtensorMap_st;
+#else
 #include <cuda.h>
+#endif
 
 #include "body.hpp"
 

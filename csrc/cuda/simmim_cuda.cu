@@ -1,11 +1,36 @@
-// The library: kernels, and how they are launched.
+// The library: how the kernels are launched. nvcc compiles them here; a host's compiler takes them from what NVRTC made of
+// them before (build_nvrtc.py).
+#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <atomic>
 
-#include "hopper.cuh"
+#ifdef __CUDACC__
+#include "kernels.cuh"
+#else
+#include "body.hpp"
 #include "merge.hpp"
+
+// By the names that a host's compiler gives them: each is but an address, by which `find` knows it.
+namespace simmim {
+template <class S, class Epilogue>
+void kernel(CUtensorMap, CUtensorMap, int, Grid, typename Epilogue::Params);
+template <bool LOG>
+void merge(Merge, Merge, int);
+}  // namespace simmim
+
+struct simmim_cuda_kernel {
+  void const* address;
+  char const* name;
+};
+extern "C" {
+extern char const simmim_cuda_image[];
+extern simmim_cuda_kernel const simmim_cuda_kernels[];
+extern int64_t const simmim_cuda_kernel_count;
+}
+#endif
+
 #include "status.hpp"
 
 namespace simmim {
@@ -18,6 +43,34 @@ Status check(cudaError_t error, char const* call) {
 }
 #define SIMMIM_TRY(call) \
   if (Status status = check(call, #call)) return status
+
+// What the runtime launches for a kernel.
+#ifdef __CUDACC__
+template <class Kernel>
+Status find(void const** found, Kernel* kernel) {
+  *found = reinterpret_cast<void const*>(kernel);
+  return {};
+}
+#else
+template <class Kernel>
+Status find(void const** found, Kernel* kernel) {
+  // Of the process, and so one for all devices. Loaded when first asked for.
+  struct Image {
+    cudaLibrary_t library = nullptr;
+    cudaError_t error = cudaLibraryLoadData(&library, simmim_cuda_image, nullptr, nullptr, 0, nullptr, nullptr, 0);
+  };
+  static Image const image;
+  SIMMIM_TRY(image.error);
+  for (int64_t k = 0; k < simmim_cuda_kernel_count; ++k) {
+    if (simmim_cuda_kernels[k].address != reinterpret_cast<void const*>(kernel)) continue;
+    cudaKernel_t handle;
+    SIMMIM_TRY(cudaLibraryGetKernel(&handle, image.library, simmim_cuda_kernels[k].name));
+    *found = handle;
+    return {};
+  }
+  return refuse("the library has no such kernel");
+}
+#endif
 
 // The kernels' instructions are of this architecture alone.
 struct Versions {
@@ -72,31 +125,6 @@ Status describe(CUtensorMap* map, void const* base, int64_t rows, int64_t d, int
   return check(result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue, "cuTensorMapEncodeTiled");
 }
 
-template <class S, class Epilogue>
-__global__ void __launch_bounds__(THREADS, 1)
-    kernel(__grid_constant__ CUtensorMap const x, __grid_constant__ CUtensorMap const y, int steps, Grid grid, __grid_constant__ typename Epilogue::Params const params) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  extern __shared__ __align__(1024) char memory[];
-  Hopper<S> machine;
-  products<S, Epilogue>(machine, *reinterpret_cast<Storage<S, Epilogue, HopperBarrier>*>(memory), x, y, steps, grid, params);
-#endif
-}
-
-// A block of threads has WARP sums; each of its warps takes a slice of their parts.
-template <bool LOG>
-__global__ void __launch_bounds__(WARP* SLICES) merge(Merge by_row, Merge by_column, int row_blocks) {
-  __shared__ float slices[SLICES][WARP];
-  bool const of_row = int(blockIdx.x) < row_blocks;
-  // Field by field: a choice between the two as a whole would be made in local memory.
-  Merge const m{of_row ? by_row.parts : by_column.parts, of_row ? by_row.total : by_column.total, of_row ? by_row.extent : by_column.extent,
-                of_row ? by_row.count : by_column.count, of_row ? by_row.first : by_column.first, of_row ? by_row.last : by_column.last};
-  int const lane = threadIdx.x % WARP, slice = threadIdx.x / WARP;
-  int const at = (blockIdx.x - (of_row ? 0 : row_blocks)) * WARP + lane;
-  if (at < m.extent) slices[slice][lane] = merged_slice<LOG>(m, at, slice);
-  __syncthreads();
-  if (slice == 0 && at < m.extent) merge_slices<LOG>(m, at, &slices[0][lane], WARP);
-}
-
 // A kernel, ready to be launched on the current device.
 template <class S, class Epilogue>
 class Launcher {
@@ -110,11 +138,12 @@ class Launcher {
     static std::atomic<int> known[DEVICES];
     bool const counted = p.device >= 0 && p.device < DEVICES;
     if (counted) clusters_ = known[p.device].load(std::memory_order_relaxed);
+    if (Status status = find(&kernel_, kernel<S, Epilogue>)) return status;
     if (clusters_ > 0) return {};
-    SIMMIM_TRY(cudaFuncSetAttribute(kernel<S, Epilogue>, cudaFuncAttributeMaxDynamicSharedMemorySize, MEMORY));
+    SIMMIM_TRY(cudaFuncSetAttribute(kernel_, cudaFuncAttributeMaxDynamicSharedMemorySize, MEMORY));
     cudaLaunchAttribute cluster;
     cudaLaunchConfig_t const config = configuration(S::BLOCKS, &cluster);
-    SIMMIM_TRY(cudaOccupancyMaxActiveClusters(&clusters_, kernel<S, Epilogue>, &config));
+    SIMMIM_TRY(cudaOccupancyMaxActiveClusters(&clusters_, kernel_, &config));
     if (clusters_ <= 0) return refuse("the device has no room for a cluster of the kernel's blocks");
     if (counted) known[p.device].store(clusters_, std::memory_order_relaxed);
     return {};
@@ -124,21 +153,25 @@ class Launcher {
     Grid const grid = grid_of<S>(params.scores, row, column, clusters_);
     cudaLaunchAttribute cluster;
     cudaLaunchConfig_t const config = configuration(std::min(clusters_, grid.template units<S>()) * S::BLOCKS, &cluster);
-    SIMMIM_TRY(cudaLaunchKernelEx(&config, kernel<S, Epilogue>, x_, y_, steps_, grid, params));
+    void const* arguments[] = {&x_, &y_, &steps_, &grid, &params};
+    SIMMIM_TRY(cudaLaunchKernelExC(&config, kernel_, const_cast<void**>(arguments)));
     return {};
   }
 
   template <bool LOG>
   Status merge(Merge const& by_row, Merge const& by_column) const {
     auto const blocks = [](Merge const& m) { return m.total ? (m.extent + WARP - 1) / WARP : 0; };
-    if (int const count = blocks(by_row) + blocks(by_column))
-      simmim::merge<LOG><<<count, WARP * SLICES, 0, stream_>>>(by_row, by_column, blocks(by_row));
-    SIMMIM_TRY(cudaGetLastError());
+    int const of_rows = blocks(by_row), count = of_rows + blocks(by_column);
+    if (count == 0) return {};
+    void const* kernel;
+    if (Status status = find(&kernel, simmim::merge<LOG>)) return status;
+    void const* arguments[] = {&by_row, &by_column, &of_rows};
+    SIMMIM_TRY(cudaLaunchKernel(kernel, dim3(count), dim3(WARP * SLICES), const_cast<void**>(arguments), 0, stream_));
     return {};
   }
 
  private:
-  static constexpr int DEVICES = 64, MEMORY = sizeof(Storage<S, Epilogue, HopperBarrier>);
+  static constexpr int DEVICES = 64, MEMORY = sizeof(Storage<S, Epilogue, uint64_t>);
   static_assert(MEMORY <= 227 * 1024);
 
   cudaLaunchConfig_t configuration(int blocks, cudaLaunchAttribute* cluster) const {
@@ -155,6 +188,7 @@ class Launcher {
   }
 
   CUtensorMap x_, y_;
+  void const* kernel_ = nullptr;
   int steps_ = 0, clusters_ = 0;
   cudaStream_t stream_ = nullptr;
 };

@@ -3,8 +3,16 @@
 // The same source runs on the device and, for tests, on the host (tests/host_machine.hpp). `Group` is the warpgroup:
 // thread(), lane(), shuffle_xor(), largest(), all(), sync_warp(), sync() and pair().
 #pragma once
+#ifdef __CUDACC_RTC__  // which has no headers of its own
+using uint16_t = unsigned short;
+using uint32_t = unsigned int;
+using int64_t = long;
+using uint64_t = unsigned long;
+#define INFINITY __int_as_float(0x7f800000)
+#else
 #include <cmath>
 #include <cstdint>
+#endif
 
 #ifdef __CUDACC__
 #define SIMMIM_DEVICE __device__ __forceinline__

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..backends import BACKENDS, ENVIRONMENT_VARIABLE, CannotRun, asked_for, backends, select
+from ..backends.cuda import library as cuda_library
 from ..backends.native import library
 from ..problem import Problem
 from ..version import __version__
@@ -90,9 +91,12 @@ def _threads() -> str:
 
 
 def _library() -> dict[str, str]:
+    # Why there is none is what the backend says.
+    of_cuda = cuda_library.built_for()
+    gpu = {} if of_cuda is None else {"cuda library": f"built with {of_cuda}"}
     reason = library.why_not()
     if reason is not None:
-        return {"library": reason}
+        return {"library": reason, **gpu}
     built, here = (", ".join(names) for names in (library.built_for(), library.instruction_sets()))
     said = f"{library.in_use()}; this processor runs {here}"
     if library.instruction_sets()[0] == library.NOT_CHECKED != library.in_use():
@@ -102,6 +106,7 @@ def _library() -> dict[str, str]:
         "library": f"built for {built}{without}",
         "instructions": said,
         "openmp": _openmp(),
+        **gpu,
     }
 
 
