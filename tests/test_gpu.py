@@ -1,4 +1,4 @@
-"""Tiled, Triton and CUDA C++ on a CUDA device, against dense float64 on the CPU."""
+"""Tiled and Triton on a CUDA device, against dense float64 on the CPU. CUDA C++ is in test_cuda_gpu.py."""
 
 import itertools
 
@@ -7,7 +7,6 @@ import torch
 from truth import OPTIONS, Case, NetworkCase, assert_close, check_statistic, error
 
 import simmim_kernels as sk
-from simmim_kernels.backends import cuda
 from simmim_kernels.backends.tiled import tiles
 from simmim_kernels.backends.triton import gradients, launch
 
@@ -48,17 +47,6 @@ def test_options_in_a_fixed_order(options):
 def test_options_of_tiled(options):
     check_statistic(sk, Case(337, 453, 5, device="cuda", **options), "logsumexp", 1, "tiled")
     check_statistic(sk, Case(337, 453, 5, device="cuda", **options), "softplus", (0, 1), "tiled")
-
-
-@pytest.mark.skipif(cuda.unavailable() is not None, reason=str(cuda.unavailable()))
-@pytest.mark.parametrize("options", ["plain", "biases", "marginal", "marginal of positives", "strided"])
-@pytest.mark.parametrize("dim", [1, 0, (0, 1)], ids=str)
-@pytest.mark.parametrize(("n", "m", "d"), [(337, 453, 5), (1, 1200, 64), (1000, 1001, 300)])
-def test_options_of_cuda(n, m, d, dim, options):
-    case = Case(n, m, d, torch.bfloat16, device="cuda", **OPTIONS[options])
-    if cuda.supports(case.scores(sk)._problem) is not None:
-        pytest.skip("no Hopper GPU")
-    check_statistic(sk, case, "logsumexp", dim, "cuda")
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))

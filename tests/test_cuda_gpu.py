@@ -1,0 +1,126 @@
+"""CUDA C++ on a Hopper GPU, against dense float64 on the CPU. What runs without one is in test_cuda.py."""
+
+import pytest
+import torch
+from truth import NEGATED, OPTIONS, Case, check_statistic
+
+import simmim_kernels as sk
+from simmim_kernels.backends import cuda
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(cuda.unavailable() is not None, reason=str(cuda.unavailable())),
+]
+HALF = (torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def _on_hopper():
+    reason = cuda.supports(Case(4, 4, 8, torch.bfloat16, device="cuda").scores(sk)._problem)
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def tf32():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+SIZES = ((337, 453, 5, HALF[0]), (337, 453, 5, HALF[1]), (1, 1200, 64, HALF[0]), (1000, 1001, 300, HALF[0]))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dim", [1, 0, (0, 1)], ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_log_sum_exps(size, dim, options):
+    check_statistic(sk, Case(*size, device="cuda", **OPTIONS[options]), "logsumexp", dim, "cuda")
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("options", OPTIONS | NEGATED)
+@pytest.mark.parametrize("dim", [1, 0, (0, 1)], ids=str)
+def test_sums_of_softplus(dim, options, dtype):
+    case = Case(237, 253, 72, dtype, device="cuda", **(OPTIONS | NEGATED)[options])
+    check_statistic(sk, case, "softplus", dim, "cuda")
+
+
+@pytest.mark.parametrize("fn", ["logsumexp", "identity", "softplus", "square"])
+def test_float32_as_tf32(tf32, fn):
+    case = Case(337, 453, 300, torch.float32, device="cuda", biases=True)
+    for name in "xy":  # exact in TF32
+        case.tensors[name] = case.tensors[name].detach().bfloat16().float().requires_grad_()
+    scores, wide = case.scores(sk), case.upcast()
+    got = scores.logsumexp(1, backend="cuda") if fn == "logsumexp" else scores.sum(1, fn, backend="cuda")
+    torch.testing.assert_close(got.double().cpu(), case.statistic(wide, fn, 1), rtol=1e-5, atol=1e-5)
+
+
+def _features(n, d=128, seed=0):
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(n, d, device="cuda", generator=generator)).bfloat16()
+
+
+def _step(loss, x, y, scale):
+    leaves = [t.detach().requires_grad_() for t in (x, y, scale)]
+    value = loss(*leaves)
+    return [value.detach(), *torch.autograd.grad(value, leaves)]
+
+
+def _clip(x, y, scale):
+    with sk.use_backend("cuda"):
+        return sk.clip_loss(x, y, scale)
+
+
+def _siglip(x, y, scale):
+    with sk.use_backend("cuda"):
+        return sk.siglip_loss(x, y, scale)
+
+
+@pytest.mark.parametrize("loss", [_clip, _siglip], ids=["clip", "siglip"])
+def test_a_graph_gives_what_calls_give(loss):
+    x, y, scale = _features(1000), _features(1000, seed=1), torch.tensor(10.0, device="cuda")
+    other = torch.cuda.Stream()
+    other.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(other):  # a warm-up, as a capture asks for
+        for _ in range(3):
+            _step(loss, x, y, scale)
+    torch.cuda.current_stream().wait_stream(other)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = _step(loss, x, y, scale)
+    for seed in (2, 3):
+        x.copy_(_features(1000, seed=seed))
+        graph.replay()
+        for got, want in zip(captured, _step(loss, x, y, scale), strict=True):
+            assert torch.equal(got, want)
+
+
+def test_two_streams_at_once():
+    inputs = [(_features(3000, seed=k), _features(3000, seed=k + 9), torch.tensor(10.0, device="cuda")) for k in (0, 1)]
+    alone = [_step(_clip, *each) for each in inputs]
+    streams = [torch.cuda.Stream() for _ in inputs]
+    found = []
+    for stream, each in zip(streams, inputs, strict=True):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            found.append([_step(_clip, *each) for _ in range(4)])
+    torch.cuda.synchronize()
+    for steps, wanted in zip(found, alone, strict=True):
+        for step in steps:
+            assert all(map(torch.equal, step, wanted))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_device_that_is_not_the_current_one():
+    x, y, scale = _features(500), _features(500, seed=1), torch.tensor(10.0, device="cuda")
+    wanted = _step(_clip, x, y, scale)
+    found = _step(_clip, *(t.to("cuda:1") for t in (x, y, scale)))
+    assert torch.cuda.current_device() == 0
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(found, wanted, strict=True))
+
+
+def test_the_same_bits_twice():
+    x, y, scale = _features(3000), _features(3000, seed=1), torch.tensor(10.0, device="cuda")
+    assert all(map(torch.equal, _step(_siglip, x, y, scale), _step(_siglip, x, y, scale)))
