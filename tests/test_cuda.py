@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -275,6 +276,19 @@ def test_unavailable_without_a_library_or_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda, "why_not", lambda: None)
     assert "needs an NVIDIA GPU" in cuda.unavailable()
     assert "operands are on cpu" in cuda.supports(Case(4, 4, 8, torch.bfloat16).scores(sk)._problem)
+
+
+@pytest.mark.parametrize(
+    ("driver", "said"), [(0, "there is no driver"), (12040, "the driver is for 12.4"), (13000, None)]
+)
+def test_the_driver_that_a_library_needs(monkeypatch, driver, said):
+    found = SimpleNamespace(simmim_cuda_runtime=lambda: 13050, simmim_cuda_driver=lambda: driver)
+    monkeypatch.setattr(library, "loaded", lambda: found)
+    reason = library.without_driver()
+    if said is None:
+        assert reason is None
+    else:
+        assert reason == f"the CUDA library, built with CUDA 13.5, needs a driver for CUDA 13.0 or later: {said}"
 
 
 def test_structs_follow_the_header(tmp_path):

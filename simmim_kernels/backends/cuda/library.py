@@ -80,7 +80,8 @@ def without_driver() -> str | None:
     if driver // 1000 >= runtime // 1000:
         return None
     has = f"the driver is for {_version(driver)}" if driver else "there is no driver"
-    return f"the CUDA library was built with CUDA {_version(runtime)} and needs a driver for that or later: {has}"
+    needs = f"built with CUDA {_version(runtime)}, needs a driver for CUDA {runtime // 1000}.0 or later"
+    return f"the CUDA library, {needs}: {has}"
 
 
 def _version(number: int) -> str:
