@@ -312,10 +312,11 @@ def _same(got, want) -> Outcome:
 
 
 def gpu_tests(run: Run, seconds: float) -> Outcome:
-    """tests/test_gpu.py, which compares every statistic and option, in a process of its own."""
+    """tests/test_gpu.py and that of CUDA C++, which compare every statistic and option, in a process of their own."""
     if importlib.util.find_spec("pytest") is None:
         return Outcome(False, "pytest missing")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"]
+    files = ("tests/test_gpu.py", "tests/test_cuda_gpu.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     if importlib.util.find_spec("xdist") is not None and not run.dry:
         # Compiling takes most of the time, and the host has more than one core for it.
         command += ["-n", str(min(14, os.cpu_count() or 1))]
