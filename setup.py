@@ -259,8 +259,8 @@ class BuildLibraries(build_ext):
     def _built(self, it: Library) -> bool:
         library = Path(self.get_ext_fullpath(it.extension))
         digest, reason = library.with_name(it.digest), library.with_name(it.reason)
-        if it is CUDA and it.asked == "0":
-            return False  # nothing is built, and one that was built by hand stays
+        if it is CUDA and it.asked != "1":
+            return False  # it is for those who ask, and one that was built by hand stays
         library.parent.mkdir(parents=True, exist_ok=True)
         for stale in (library, digest, reason):
             stale.unlink(missing_ok=True)
