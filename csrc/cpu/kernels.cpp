@@ -68,22 +68,25 @@ int entropy_sum(const simmim_problem &problem, const simmim_entropy_sum &sum, co
 // Whether bfloat16 parts have all that float32 products of these rows have: no number is infinite, NaN or so large that a
 // product overflows in part, and no row is so small that its later parts, or their products, are denormal, which tiles
 // take for 0.
-bool parts_hold(const Features &f, int64_t rows, int64_t d) {
+bool parts_hold(const Features &f, int64_t rows, int64_t d, int threads) {
   bool held = true;
-  for (int64_t i = 0; i < rows && held; ++i) {
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(&& : held)
+  for (int64_t i = 0; i < rows; ++i) {
     float most = 0;
+    bool inside = true;
     for (int64_t k = 0; k < d; ++k) {
       const float size = std::abs(feature<float>(f, i * f.row + k * f.column));
-      held &= size < 0x1p50f;
+      inside &= size < 0x1p50f;
       most = std::max(most, size);
     }
-    held &= most == 0 || most > 0x1p-40f;
+    held = held && inside && (most == 0 || most > 0x1p-40f);
   }
   return held;
 }
 bool parts_hold(const simmim_problem &p) {
-  return parts_hold(Features{p.x, p.dtype, p.x_row, p.x_column}, p.n, p.d) &&
-         parts_hold(Features{p.y, p.dtype, p.y_row, p.y_column}, p.m, p.d);
+  const int threads = std::max(1, int(p.threads));
+  return parts_hold(Features{p.x, p.dtype, p.x_row, p.x_column}, p.n, p.d, threads) &&
+         parts_hold(Features{p.y, p.dtype, p.y_row, p.y_column}, p.m, p.d, threads);
 }
 #endif
 

@@ -67,7 +67,8 @@ template <class E> struct Typed {
   }
   int64_t columns_of_panel() const {
     if (deep()) return panel_step;
-    const int64_t of_column = (width + 2 * rows_of_strip()) * int64_t(sizeof(T));
+    // Of a column's gradient, and of its scores and weights.
+    const int64_t of_column = (width + (1 + parts<E>) * rows_of_strip()) * int64_t(sizeof(T));
     const int64_t fit = std::min(panel_features / width, of_thread() / 2 / of_column) / panel_step * panel_step;
     const int64_t most = std::min(p.grouped ? group_columns : panel_columns, fit);
     return std::min(round_up(p.m, panel_step), std::max(panel_step, most));
@@ -77,7 +78,9 @@ template <class E> struct Typed {
       const int64_t row = panel_step * network->tall * int64_t(sizeof(T));
       return std::clamp<int64_t>(std::min(kept_activations / row, p.n / std::max(1, p.threads)), 1, strip_rows);
     }
-    const int64_t fit = of_thread() / 2 / (3 * width * int64_t(sizeof(T))) / block_rows<E> * block_rows<E>;
+    // Of a row of x, as it is and packed, and of its gradient.
+    const int64_t of_row = std::max(3, 1 + parts<E>) * width * int64_t(sizeof(T));
+    const int64_t fit = of_thread() / 2 / of_row / block_rows<E> * block_rows<E>;
     // Of a triangle's strips the first are the longest: more of them are shared out more evenly.
     const int64_t pieces = (symmetric ? 4 : 1) * std::max(1, p.threads);
     const int64_t even = round_up((p.n + pieces - 1) / pieces, block_rows<E>);
@@ -162,10 +165,10 @@ template <class E> void take_panel(const Typed<E> &t, Panel<E> &panel, Strip<E> 
     E *rows = t.network ? panel.plain.get() + j * t.width : strip.x.get();
     unpack(t.y, first + j, std::clamp<int64_t>(panel.count - j, 0, block), block, t.p.d, t.width, rows, strip.x_plane);
     for (int part = 0; part < parts<E>; ++part, rows += strip.x_plane) {
-      E *const transposed = panel.transposed.get() + part * panel.transposed_plane;
-      E *const packed = panel.packed.get() + part * panel.packed_plane;
-      if (panel.transposed) pack_transposed(rows, t.width, t.depth, transposed + j * t.depth);
-      if (panel.packed) pack(rows, block, t.width, panel.columns, packed + j * block);
+      const int64_t in_transposed = part * panel.transposed_plane + j * t.depth;
+      const int64_t in_packed = part * panel.packed_plane + j * block;
+      if (panel.transposed) pack_transposed(rows, t.width, t.depth, panel.transposed.get() + in_transposed);
+      if (panel.packed) pack(rows, block, t.width, panel.columns, panel.packed.get() + in_packed);
     }
   }
 }
