@@ -97,6 +97,13 @@ class PairwiseScores:
             problem = sharded.spread(problem, shards)
         self._problem = problem
 
+    @classmethod
+    def _of(cls, problem: Problem) -> "PairwiseScores":
+        """Of a validated problem, one rank's own; it may have no rows."""
+        scores = cls.__new__(cls)
+        scores._problem, scores._shards = problem, None
+        return scores
+
     def _with(self, **changes) -> "PairwiseScores":
         scores = type(self).__new__(type(self))
         scores._problem, scores._shards = self._problem.replace(**changes), self._shards
@@ -237,7 +244,11 @@ class PairwiseScores:
         if dims == "columns":
             return self._statistic("logsumexp", "columns", backend)[1]
         rows = self._statistic("logsumexp", "rows", backend)[0]
-        return sharded.logsumexp(rows, self._shards) if dims == "total" else rows
+        return self._logsumexp(rows) if dims == "total" else rows
+
+    def _logsumexp(self, rows: Tensor) -> Tensor:
+        """() over values (N,), one for each anchor; with a group over the anchors of all ranks."""
+        return sharded.logsumexp(rows, self._shards)
 
     def logsumexps(self, backend: str | None = None) -> tuple[Tensor, Tensor]:
         """logsumexp(1) (N,) and logsumexp(0) (M,), in nats, from one pass over the scores."""
@@ -298,13 +309,18 @@ class PairwiseScores:
         by_row = m - 1 if self._problem.joint == "left_out" else m
         return {"rows": by_row, "columns": n, "total": n * by_row}[dims]
 
+    @property
+    def anchors(self) -> int:
+        """N, the number of anchors; with a group of those of all ranks."""
+        return self.shape[0] if self._shards is None else self._shards.all_rows
+
     def mean(self, values: Tensor) -> Tensor:
-        """() the mean of values (N,), one for each anchor, over those of all ranks where there is a group."""
+        """() the mean of values (N,), one for each anchor; with a group over the anchors of all ranks."""
         return sharded.mean(values, self._shards)
 
-    def add(self, values: Tensor) -> Tensor:
-        """() the sum of values (N,), one for each anchor, over those of all ranks where there is a group."""
-        return sharded.add(values.sum(), self._shards)
+    def over_ranks(self, value: Tensor) -> Tensor:
+        """The sum of what every rank has for its own anchors, a tensor of one shape; as it is without a group."""
+        return sharded.add(value, self._shards)
 
     def dense(self) -> Tensor:
         """(N, M) scores, materialised and differentiable, -inf where excluded: for looking, and for tests."""

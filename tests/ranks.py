@@ -10,7 +10,7 @@ from pathlib import Path
 
 RANKS = 4
 # Of torch's own collectives: what hangs is an error after that.
-TIMEOUT = 60
+TIMEOUT = 40
 
 
 class Ranks:
@@ -41,9 +41,9 @@ class Ranks:
     def run(self, world: int, function, *arguments) -> list:
         """function(group, *arguments) on the first `world` ranks; raises what one of them raised."""
         found = self.outcomes(world, function, *arguments)
-        for result in found:
-            if isinstance(result, Failed):
-                raise AssertionError(result.text)
+        failed = [result.text for result in found if isinstance(result, Failed)]
+        # What is no error of a collective is what the others then waited for.
+        assert not failed, min(failed, key=lambda text: "gloo" in text)
         return found
 
     def outcomes(self, world: int, function, *arguments) -> list:
@@ -83,4 +83,4 @@ def _serve(rank: int, store: str, pipe) -> None:
         except Exception as error:
             result = Failed(error)
         pipe.send_bytes(pickle.dumps(result))
-    dist.destroy_process_group()
+    os._exit(0)  # what a process group takes for its end, no test waits for

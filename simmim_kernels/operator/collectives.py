@@ -61,6 +61,11 @@ def _wait(x: Tensor) -> Tensor:
     return torch.ops._c10d_functional.wait_tensor(x)
 
 
+def all_reduced(x: Tensor, name: str) -> Tensor:
+    """The sum over ranks of integers, which have no gradient."""
+    return _wait(torch.ops._c10d_functional.all_reduce(x, "sum", name))
+
+
 def gathered(x: Tensor, counts: Sequence[int], name: str) -> Tensor:
     """(sum of counts, ...): the rows of every rank, of which rank q has counts[q]."""
     most = max(counts)

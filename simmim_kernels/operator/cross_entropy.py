@@ -41,9 +41,9 @@ def _on_the_diagonal(problem: Problem, shards: Shards | None) -> bool:
 
 def _maker(problem: Problem, backend: str | None, shards: Shards | None) -> str | None:
     """The backend's name, where it makes cross entropies of its own and nothing wants to see what they are made of."""
-    if is_watched() or not problem.wants_joint:
+    if is_watched() or not problem.wants_joint or not len(problem.x):
         return None
-    if shards is not None and not (shards.batch.schedule == "gather" and problem.dims == "rows" and len(problem.x)):
+    if shards is not None and (shards.batch.schedule == "ring" or problem.dims != "rows"):
         return None  # where statistics of columns, or of columns that are elsewhere, are still to be merged
     name = select(problem, backend)
     return name if hasattr(BACKENDS[name], "cross_entropies") else None

@@ -16,7 +16,7 @@ from ..problem import Problem
 from ..problem.ids import excluded_counts
 from . import ring
 from . import statistic as local
-from .collectives import AllGather, AllToAll, gathered
+from .collectives import AllGather, AllToAll, all_reduced, gathered
 from .computation import without_autocast
 from .global_batch import Shards
 from .joint import joint_scores as local_joint_scores
@@ -42,17 +42,15 @@ def all_columns(values: Tensor, shards: Shards) -> Tensor:
 
 def statistic(problem: Problem, backend: str | None, shards: Shards | None) -> tuple[Tensor, Tensor, Tensor]:
     """operator/statistic.py's: rows and joint scores of own rows, columns of own columns."""
-    if shards is None:
-        return local.statistic(problem, backend)
     rows, columns, joint = _of_own_rows(problem, backend, shards)
-    if problem.wants_columns:
+    if problem.wants_columns and shards is not None:
         parts = _parts(columns, shards)
         columns = safe_logsumexp(parts) if problem.fn == "logsumexp" else parts.sum(0)
     return rows, columns, joint
 
 
-def _of_own_rows(problem: Problem, backend: str | None, shards: Shards) -> tuple[Tensor, Tensor, Tensor]:
-    if shards.batch.schedule == "ring":
+def _of_own_rows(problem: Problem, backend: str | None, shards: Shards | None) -> tuple[Tensor, Tensor, Tensor]:
+    if shards is not None and shards.batch.schedule == "ring":
         return ring.statistic(problem, backend, shards)
     if len(problem.x):
         return local.statistic(problem, backend)
@@ -71,11 +69,9 @@ def _parts(columns: Tensor, shards: Shards) -> Tensor:
 
 def total(problem: Problem, backend: str | None, shards: Shards | None) -> Tensor:
     """() the sum over all pairs of all ranks."""
-    if shards is None:
-        return local.total(problem, backend)
-    if shards.batch.schedule == "ring" or not len(problem.x):
-        return add(_of_own_rows(problem, backend, shards)[0].sum(), shards)
-    return add(local.total(problem, backend), shards)
+    if len(problem.x) and (shards is None or shards.batch.schedule == "gather"):
+        return add(local.total(problem, backend), shards)
+    return add(_of_own_rows(problem, backend, shards)[0].sum(), shards)
 
 
 def joint_scores(problem: Problem, shards: Shards | None) -> Tensor:
@@ -116,12 +112,19 @@ def replicated(value: Tensor, shards: Shards) -> Tensor:
 
 def add(value: Tensor, shards: Shards | None) -> Tensor:
     """The sum of every rank's value, the same on all."""
-    return value if shards is None else replicated(value, shards).sum(0)
+    if shards is None:
+        return value
+    return replicated(value, shards).sum(0) if value.is_floating_point() else all_reduced(value, shards.batch.name)
 
 
 def mean(values: Tensor, shards: Shards | None) -> Tensor:
     """() of values (n,), one for each anchor: over those of all ranks."""
     return values.mean() if shards is None else add(values.sum(), shards) / shards.all_rows
+
+
+def mean_column(y: Tensor, shards: Shards | None) -> Tensor:
+    """(d,) the mean of y (m, d) over the candidates of all ranks."""
+    return y.mean(0) if shards is None else add(y.sum(0), shards) / shards.all_columns
 
 
 def logsumexp(values: Tensor, shards: Shards | None) -> Tensor:
