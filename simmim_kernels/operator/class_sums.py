@@ -19,6 +19,11 @@ def class_sums(classes: Tensor, shards: Shards | None) -> Callable[[Tensor], Ten
     if shards is None:
         ranks = dense_ranks(classes)
         return lambda values: _summed(values, ranks, len(ranks)).index_select(0, ranks)
+    return _across_ranks(classes, shards)
+
+
+@torch.compiler.disable(reason="how many classes go from rank to rank is seen in their values")
+def _across_ranks(classes: Tensor, shards: Shards) -> Callable[[Tensor], Tensor]:
     name, size = shards.batch.name, shards.batch.size
     own, place = classes.unique(return_inverse=True)
     owner = own % size
@@ -29,6 +34,7 @@ def class_sums(classes: Tensor, shards: Shards | None) -> Callable[[Tensor], Ten
     kept, where = AllToAll.apply(own[order], to_take, to_give, name).unique(return_inverse=True)
     back = order.argsort()[place]
 
+    @torch.compiler.disable(reason="see above")
     def of_class(values: Tensor) -> Tensor:
         parts = _summed(values, place, len(own)).index_select(0, order)
         sums = _summed(AllToAll.apply(parts, to_take, to_give, name), where, len(kept))

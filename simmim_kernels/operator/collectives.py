@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# PyTorch's functional collectives: of a tensor and a group's name a new tensor, which is there when it is waited for.
+OPS = torch.ops._c10d_functional
+
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -21,7 +24,7 @@ class AllGather(torch.autograd.Function):
     def forward(ctx, x, size, name, factor):
         ctx.settings = (size, name)
         ctx.factor = factor
-        return _wait(torch.ops._c10d_functional.all_gather_into_tensor(x.contiguous(), size, name))
+        return _wait(OPS.all_gather_into_tensor(x.contiguous(), size, name))
 
     @staticmethod
     def backward(ctx, upstream):
@@ -36,7 +39,7 @@ class ReduceScatter(torch.autograd.Function):
     def forward(ctx, x, size, name):
         ctx.settings = (size, name)
         wide = x.float() if x.dtype in _HALF else x
-        found = torch.ops._c10d_functional.reduce_scatter_tensor(wide.contiguous(), "sum", size, name)
+        found = OPS.reduce_scatter_tensor(wide.contiguous(), "sum", size, name)
         return _wait(found).to(x.dtype)
 
     @staticmethod
@@ -50,7 +53,7 @@ class AllToAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, taken, given, name):
         ctx.settings = (given, taken, name)
-        return _wait(torch.ops._c10d_functional.all_to_all_single(x.contiguous(), taken, given, name))
+        return _wait(OPS.all_to_all_single(x.contiguous(), taken, given, name))
 
     @staticmethod
     def backward(ctx, upstream):
@@ -58,12 +61,12 @@ class AllToAll(torch.autograd.Function):
 
 
 def _wait(x: Tensor) -> Tensor:
-    return torch.ops._c10d_functional.wait_tensor(x)
+    return OPS.wait_tensor(x)
 
 
 def all_reduced(x: Tensor, name: str) -> Tensor:
     """The sum over ranks of integers, which have no gradient."""
-    return _wait(torch.ops._c10d_functional.all_reduce(x, "sum", name))
+    return _wait(OPS.all_reduce(x, "sum", name))
 
 
 def gathered(x: Tensor, counts: Sequence[int], name: str) -> Tensor:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from ..problem import Problem, validation
 from ..problem.forms import FORMS
+from .collectives import OPS
 
 SCHEDULES = ("gather", "ring")
 
@@ -16,10 +17,10 @@ SCHEDULES = ("gather", "ring")
 class GlobalBatch:
     """What `group` may be beside a process group: the group, and how its ranks make one batch.
 
-    group: a ProcessGroup, or a DeviceMesh of one dimension. schedule="gather" brings the candidates of all ranks
-    together, O(N d) memory; "ring" passes them on from neighbour to neighbour while the last ones are worked on,
-    O(N d / W) for W ranks. averaging=True is for gradients that are then averaged over ranks, as DDP and FSDP do;
-    averaging=False for those that are summed.
+    group: a ProcessGroup, or a DeviceMesh of one dimension. schedule="gather" brings the candidates of all ranks,
+    (N, d), together; "ring" passes them on from neighbour to neighbour while the last ones are worked on, in
+    O(N d / W) memory for W ranks. averaging=True is for gradients that are then averaged over ranks, as DDP and FSDP
+    do; averaging=False for those that are summed.
 
     Before any features travel, ranks tell each other their shapes, in one all-gather of some 100 bytes. It cannot be
     left out on account of one's own shape, which says nothing of the others'. fixed_shapes=True promises that the
@@ -171,12 +172,12 @@ def shards_of(group: Any, problem: Problem) -> Shards | None:
     return Shards(batch, rows, columns)
 
 
-@torch.compiler.disable
+@torch.compiler.disable(reason="what other ranks' shapes are is known when they have told them")
 def _tell(batch: GlobalBatch, own: tuple[int, ...], device: torch.device) -> tuple[tuple[int, ...], ...]:
     """Every rank's numbers."""
     numbers = torch.tensor(own, dtype=torch.int64, device=device)
-    found = torch.ops._c10d_functional.all_gather_into_tensor(numbers, batch.size, batch.name)
-    told = torch.ops._c10d_functional.wait_tensor(found).view(batch.size, -1).tolist()
+    found = OPS.all_gather_into_tensor(numbers, batch.size, batch.name)
+    told = OPS.wait_tensor(found).view(batch.size, -1).tolist()
     return tuple(map(tuple, told))
 
 

@@ -4,7 +4,7 @@ At step s rank r works on the columns of rank r - s, while those of the next ste
 backward the sum of a block's gradients follows the block by a step, so that its way, too, is beside other work.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from .global_batch import Shards
 from .joint import joint_scores as local_joint_scores
 
 
+@torch.compiler.disable(reason='schedule="ring" is not traced: its exchanges between neighbours are not functional')
 def statistic(problem: Problem, backend: str | None, shards: Shards) -> tuple[Tensor, Tensor, Tensor]:
     """Of own rows and all columns: rows (n,), columns (M,), empty where not wanted, and joint scores where wanted."""
     joint = joint_scores(problem, shards) if problem.wants_joint else problem.x.new_empty(0)
@@ -41,16 +42,49 @@ class RingStatistic(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_rows, grad_columns):
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                'second derivatives across a group need schedule="gather", got create_graph=True with "ring"'
-            )
+        _refuse_second_derivatives()
         rows, columns, positives, row_ids, col_ids, *differentiable = ctx.saved_tensors
         problem = ctx.problem.with_differentiable(differentiable)
         problem = problem.replace(positives=positives, row_ids=row_ids, col_ids=col_ids)
         needs = list(ctx.needs_input_grad[3:])
-        found = _backward(problem, ctx.backend, ctx.shards, (rows, columns, grad_rows, grad_columns), needs)
-        return None, None, None, *cast_gradients(problem, found)
+
+        def of_block(block: Problem, where: slice) -> list[Tensor | None]:
+            of_columns = [t[where] if block.wants_columns else t for t in (columns, grad_columns)]
+            module = BACKENDS[select(block, ctx.backend)]
+            return module.backward(block, rows, of_columns[0], grad_rows, of_columns[1], needs)
+
+        return None, None, None, *cast_gradients(problem, _gradients(problem, ctx.shards, needs, of_block))
+
+
+class RingTotal(torch.autograd.Function):
+    """(problem, backend, shards, *problem.differentiable) -> () the sum of own rows' values, gradients made along."""
+
+    @staticmethod
+    def forward(ctx, problem, backend, shards, *differentiable):
+        needs = list(ctx.needs_input_grad[3:])
+        values = [problem.x.new_zeros((), dtype=problem.compute_dtype)]
+
+        def of_block(block: Problem, where: slice) -> list[Tensor | None]:
+            value, found = BACKENDS[select(block, backend)].value_and_gradients(block, needs)
+            values.append(value)
+            return found
+
+        ctx.save_for_backward(*_gradients(problem, shards, needs, of_block))
+        ctx.dtypes = [None if t is None else t.dtype for t in differentiable]
+        return torch.stack(values).sum()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        _refuse_second_derivatives()
+        found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return None, None, None, *(None if made is None else (made * upstream).to(dtype) for made, dtype in found)
+
+
+def _refuse_second_derivatives() -> None:
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            'second derivatives across a group need schedule="gather", got create_graph=True with "ring"'
+        )
 
 
 def _forward(problem: Problem, backend: str | None, shards: Shards) -> tuple[Tensor, Tensor]:
@@ -71,41 +105,33 @@ def _forward(problem: Problem, backend: str | None, shards: Shards) -> tuple[Ten
     return rows, columns
 
 
-def _backward(
-    problem: Problem, backend: str | None, shards: Shards, statistics: Sequence[Tensor], needs: list[bool]
+def _gradients(
+    problem: Problem, shards: Shards, needs: list[bool], of_block: Callable[[Problem, slice], list[Tensor | None]]
 ) -> list[Tensor | None]:
-    """Gradients of `problem.differentiable`; those of y are of this rank's own, by the rows of all ranks."""
-    rows, columns, grad_rows, grad_columns = statistics
+    """Of `problem.differentiable`, out of each block's; those of y are of this rank's own, by the rows of all ranks."""
     p, batch = problem, shards.batch
     totals = [
         torch.zeros(t.shape, dtype=p.compute_dtype, device=t.device) if need and t is not None else None
         for t, need in zip(p.differentiable, needs, strict=True)
     ]
-    dx, _, drow, dcol, *dparameters = totals
+    dx, dy, drow, dcol, *dparameters = totals
     following: _Way | None = None  # the sum so far of the gradients of the block at hand
     for step, (block, where) in enumerate(_blocks(p, shards)):
+        of_y: Tensor | None = None
         if len(p.x) and len(block.y):
-            of_columns = [t[where] if p.wants_columns else t for t in (columns, grad_columns)]
             with without_autocast(p.x.device):
-                found = BACKENDS[select(block, backend)].backward(
-                    block, rows, of_columns[0], grad_rows, of_columns[1], needs
-                )
-            parts = [found[0], found[2], *found[4:]]
-            for so_far, part in zip((dx, drow, *dparameters), parts, strict=True):
-                if so_far is not None and part is not None:
-                    so_far += part
-            if dcol is not None and found[3] is not None:
-                dcol[where] = found[3].to(dcol.dtype)
-            dy = found[1]
-        else:
-            dy = None
-        if needs[1]:
-            so_far = totals[1] if following is None else following.arrived()
-            assert so_far is not None
-            if dy is not None:
-                so_far += dy
-            following = _pass_on(so_far, shards.columns[(batch.rank - step - 1) % batch.size], shards)
-    return [dx, None if following is None else following.arrived(), *totals[2:]]
+                of_x, of_y, of_row, of_col, *of_parameters = of_block(block, where)
+            for total, part in zip((dx, drow, *dparameters), (of_x, of_row, *of_parameters), strict=True):
+                if total is not None and part is not None:
+                    total += part
+            if dcol is not None and of_col is not None:
+                dcol[where] = of_col.to(dcol.dtype)
+        if dy is not None:
+            dy = dy if following is None else following.arrived()
+            if of_y is not None:
+                dy += of_y
+            following = _pass_on(dy, shards.columns[(batch.rank - step - 1) % batch.size], shards)
+    return [dx, None if following is None else following.arrived(), drow, dcol, *dparameters]
 
 
 def _blocks(problem: Problem, shards: Shards) -> Iterator[tuple[Problem, slice]]:
@@ -161,6 +187,13 @@ def _pass_on(values: Tensor, coming: int, shards: Shards) -> _Way:
     return _Way(found, values, dist.batch_isend_irecv(ways) if ways else ())
 
 
+@torch.compiler.disable(reason='schedule="ring" is not traced')
+def total(problem: Problem, backend: str | None, shards: Shards) -> Tensor:
+    """() the sum of a pointwise function over own rows and all columns."""
+    return RingTotal.apply(problem, backend, shards, *problem.differentiable)
+
+
+@torch.compiler.disable(reason='schedule="ring" is not traced')
 def joint_scores(problem: Problem, shards: Shards) -> Tensor:
     """(n,) scores of own rows' joint pairs."""
     p = problem

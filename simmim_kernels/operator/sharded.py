@@ -69,6 +69,8 @@ def _parts(columns: Tensor, shards: Shards) -> Tensor:
 
 def total(problem: Problem, backend: str | None, shards: Shards | None) -> Tensor:
     """() the sum over all pairs of all ranks."""
+    if shards is not None and shards.batch.schedule == "ring" and local.wants_gradients(problem):
+        return add(ring.total(problem, backend, shards), shards)
     if len(problem.x) and (shards is None or shards.batch.schedule == "gather"):
         return add(local.total(problem, backend), shards)
     return add(_of_own_rows(problem, backend, shards)[0].sum(), shards)
