@@ -319,7 +319,7 @@ class PairwiseScores:
         return sharded.mean(values, self._shards)
 
     def over_ranks(self, value: Tensor) -> Tensor:
-        """The sum of what every rank has for its own anchors, a tensor of one shape; as it is without a group."""
+        """The sum over ranks of a value, () or (C,), that each has for its own anchors; as it is without a group."""
         return sharded.add(value, self._shards)
 
     def dense(self) -> Tensor:
