@@ -112,6 +112,12 @@ def configuration(group, options: dict, rows: tuple, columns: tuple, seed: int, 
     }
 
 
+def readouts(group, schedule: str) -> dict[str, Tensor]:
+    t = cases.tensors() if group is None else cases.part(cases.tensors(), group.rank(), group.size())
+    batch = None if group is None else sk.GlobalBatch(group, schedule)
+    return sk.MutualInformation(sk.DotCritic(0.4), group=batch).readouts(t["x"], t["y"])
+
+
 # Counters.
 
 
@@ -137,7 +143,7 @@ def counted_pairs(group, schedule: str, name: str, n: int) -> float:
     try:
         with sk.use_backend("tiled"):
             loss = getattr(sk, name)(*features(group.rank(), n), 2.0, group=sk.GlobalBatch(group, schedule))
-            loss.backward()
+        loss.backward()
     finally:
         module.forward, module.backward, module.value_and_gradients = before
     return counts["products"] / (n * n * group.size())

@@ -7,6 +7,7 @@ import pytest
 import sharded_cases as cases
 import sharded_jobs as jobs
 import torch
+import torch.distributed as dist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ranks import Failed, Ranks
@@ -43,12 +44,28 @@ def one_process():
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize(("schedule", "averaging"), [("gather", True), ("ring", True), ("gather", False)])
 def test_losses(ranks, one_process, world, schedule, averaging):
-    found = ranks.run(world, cases.of_rank, schedule, averaging)
+    compare(one_process, ranks.run(world, cases.of_rank, schedule, averaging, not averaging), averaging)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_losses_on_a_gpu(one_process, schedule):
+    """One rank of NCCL: not verified on hardware so far."""
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        compare(one_process, [cases.of_rank(dist.group.WORLD, schedule, True, device="cuda")], True)
+    finally:
+        dist.destroy_process_group()
+
+
+def compare(one_process: dict, found: list[dict], averaging: bool) -> None:
+    """What ranks have of every loss, and what one process has."""
+    world = len(found)
     for name, (value, gradients) in one_process.items():
         for own_value, _ in (of_rank[name] for of_rank in found):
-            assert_same(own_value, value, name)
+            assert_same(own_value.cpu(), value, name)
         for key, truth in gradients.items():
-            parts = [of_rank[name][1][key] for of_rank in found]
+            parts = [of_rank[name][1][key].cpu() for of_rank in found]
             whole = sum(parts) if key.startswith("all/") else torch.cat(parts)
             assert_same(whole / world if averaging else whole, truth, f"{name}, by {key}")
 
@@ -82,6 +99,14 @@ def test_configurations(ranks, rows, data, options, schedule, backend, seed):
     for name, truth in want["gradients"].items():
         parts = [part["gradients"][name] for part in found]
         assert_same(sum(parts) if name.startswith("all/") else torch.cat(parts), truth, name)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_readouts(ranks, schedule):
+    want = jobs.readouts(None, schedule)
+    for found in ranks.run(3, jobs.readouts, schedule):
+        for name, value in want.items():
+            assert_same(found[name], value, name)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..backends import BACKENDS, select
+from ..backends import BACKENDS, asked_for, select
 from ..problem import Problem
 from .collectives import AllToAll
 from .computation import cast_gradients, without_autocast
@@ -23,6 +23,7 @@ from .joint import joint_scores as local_joint_scores
 def statistic(problem: Problem, backend: str | None, shards: Shards) -> tuple[Tensor, Tensor, Tensor]:
     """Of own rows and all columns: rows (n,), columns (M,), empty where not wanted, and joint scores where wanted."""
     joint = joint_scores(problem, shards) if problem.wants_joint else problem.x.new_empty(0)
+    backend = asked_for(backend)[0]  # for the backward too, which may run where nothing asks for it any more
     rows, columns = RingStatistic.apply(problem, backend, shards, *problem.differentiable)
     return rows, columns, joint
 
