@@ -47,7 +47,7 @@ class GlobalBatch:
         return f"GlobalBatch(ranks={self.size}, schedule={self.schedule!r}, averaging={self.averaging})"
 
 
-def _process_group(group: Any) -> dist.ProcessGroup:
+def _process_group(group: Any) -> "dist.ProcessGroup":  # quoted: not every build of PyTorch has it
     if not dist.is_available():
         raise ValueError("group cannot be given: this PyTorch was built without torch.distributed")
     if hasattr(group, "get_group") and hasattr(group, "ndim"):  # a DeviceMesh, whose import would cost every user

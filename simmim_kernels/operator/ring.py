@@ -166,7 +166,7 @@ class _Way(NamedTuple):
 
     coming: Tensor
     left: Tensor
-    works: Sequence[dist.Work]
+    works: "Sequence[dist.Work]"  # quoted: not every build of PyTorch has torch.distributed
 
     def arrived(self) -> Tensor:
         for work in self.works:

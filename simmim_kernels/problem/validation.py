@@ -20,7 +20,10 @@ FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def _dense(value: Tensor, name: str) -> None:
     if is_dtensor(value):
-        raise TypeError(f"{name} must be a plain tensor of this rank, got a DTensor: .to_local() makes one of its rows")
+        raise TypeError(
+            f"{name} must be a plain tensor, got a DTensor: .to_local() makes one of this rank's rows, "
+            ".full_tensor() one of all"
+        )
     if value.layout != torch.strided or value.is_nested:
         raise TypeError(f"{name} must be a dense tensor, got {describe(value)}; to_dense() makes one")
 
