@@ -59,7 +59,8 @@ def cost(world: int, n: int, d: int, schedule: str, item: int = ITEM) -> Cost:
     forward, backward = others * block * item, others * block * item + (world * block * wide if others else 0)
     sent = forward + backward + rest
     seconds = max(product / RATE, forward / LINK) + max(3 * product / RATE, backward / LINK) + rest / LINK
-    return Cost(4 * product, sent, block * (2 * item + 3 * wide), seconds)
+    # A block and the next; of gradients the sum that left, the one that comes, and what the block adds to both sides.
+    return Cost(4 * product, sent, block * (2 * item + 4 * wide), seconds)
 
 
 def table(n: int = 16384, worlds: Sequence[int] = (1, 8, 64, 256, 1024)) -> str:
@@ -105,6 +106,8 @@ def _measured(rank: int, world: int, n: int, d: int, schedule: str, folder: str)
 
 
 def measured(worlds: Sequence[int], n: int, d: int) -> Iterator[str]:
+    # What is freed goes back to the system at once, so that the peak is of what was held and not of holes in a heap.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
     yield f"{n} rows of {d} float32 features a rank, {n * d * 4 / 2**20:.0f} MB a block; beyond features and gradients:"
     for schedule in ("ring", "gather"):
         for world in worlds:

@@ -5,7 +5,7 @@ backward the sum of a block's gradients follows the block by a step, so that its
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -118,20 +118,21 @@ def _gradients(
     dx, dy, drow, dcol, *dparameters = totals
     following: _Way | None = None  # the sum so far of the gradients of the block at hand
     for step, (block, where) in enumerate(_blocks(p, shards)):
-        of_y: Tensor | None = None
+        found: list[Tensor | None] = []
         if len(p.x) and len(block.y):
             with without_autocast(p.x.device):
-                of_x, of_y, of_row, of_col, *of_parameters = of_block(block, where)
-            for total, part in zip((dx, drow, *dparameters), (of_x, of_row, *of_parameters), strict=True):
+                found = of_block(block, where)
+            for total, part in zip((dx, drow, *dparameters), (found[0], found[2], *found[4:]), strict=True):
                 if total is not None and part is not None:
                     total += part
-            if dcol is not None and of_col is not None:
-                dcol[where] = of_col.to(dcol.dtype)
+            if dcol is not None and found[3] is not None:
+                dcol[where] = found[3].to(dcol.dtype)
         if dy is not None:
             dy = dy if following is None else following.arrived()
-            if of_y is not None:
-                dy += of_y
+            if found and found[1] is not None:
+                dy += found[1]
             following = _pass_on(dy, shards.columns[(batch.rank - step - 1) % batch.size], shards)
+        del block, found  # before the next ones are there
     return [dx, None if following is None else following.arrived(), drow, dcol, *dparameters]
 
 
@@ -148,6 +149,7 @@ def _blocks(problem: Problem, shards: Shards) -> Iterator[tuple[Problem, slice]]
             following = _pass_on(block, shards.columns[(owner - 1) % batch.size], shards)
         first = sum(shards.columns[:owner])
         yield _block(problem, block, slice(first, first + len(block)), owner, shards)
+        del block
 
 
 def _block(problem: Problem, y: Tensor, where: slice, owner: int, shards: Shards) -> tuple[Problem, slice]:
@@ -161,24 +163,25 @@ def _block(problem: Problem, y: Tensor, where: slice, owner: int, shards: Shards
     return p.replace(y=y, col_bias=col_bias, col_ids=col_ids, positives=positives, joint=joint), where
 
 
-class _Way(NamedTuple):
+class _Way:
     """Rows on their way here, and those that left for the next rank, which must stay as they are meanwhile."""
 
-    coming: Tensor
-    left: Tensor
-    works: "Sequence[dist.Work]"  # quoted: not every build of PyTorch has torch.distributed
+    def __init__(self, coming: Tensor, left: Tensor, works: Sequence[Any] = ()):
+        self._coming, self._left, self._works = coming, left, works
 
     def arrived(self) -> Tensor:
-        for work in self.works:
+        """The rows that came; those that left are held no longer."""
+        for work in self._works:
             work.wait()
-        return self.coming
+        self._left, self._works = self._coming, ()
+        return self._coming
 
 
 def _pass_on(values: Tensor, coming: int, shards: Shards) -> _Way:
     """Starts the way of some rows to the next rank, and of `coming` rows from the one before."""
     batch = shards.batch
     if batch.size == 1:
-        return _Way(values, values, ())
+        return _Way(values, values)
     found = values.new_empty(coming, *values.shape[1:])
     ways = []
     if values.numel():
