@@ -19,6 +19,7 @@ from simmim_kernels.problem import Problem
 
 from .cases import clip
 
+SOURCES = Path(setup.__file__).parent / setup.SOURCES
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"the native library: {why_not()}")
 
 
@@ -41,7 +42,7 @@ def program(tmp_path_factory) -> Callable[..., float]:
     if compiler is None:
         pytest.skip("the peak and the products are measured by C++ programs, and there is no compiler")
 
-    def run(source: str, flags: Sequence[str], *arguments: int) -> float:
+    def run(source: str, flags: Sequence[str], *arguments: int | str) -> float:
         built = tmp_path_factory.mktemp("program") / "program"
         path = Path(__file__).with_name(source)
         command = [compiler, "-std=c++17", "-O3", "-fopenmp", *flags, path, "-o", built]
@@ -58,11 +59,21 @@ def peak(program) -> float:
     return program("fma_peak.cpp", ["-march=native"])
 
 
+@pytest.fixture(scope="module")
+def peak_of_tiles(program) -> float | str:
+    """GFLOP/s of products of bfloat16 on Intel's AMX, or why there are none."""
+    flags = ["-march=native", "-mamx-tile", "-mamx-bf16", "-DSIMMIM_ISA=avx512_amx", f"-I{SOURCES}"]
+    try:
+        return program("fma_peak.cpp", flags, "tiles")
+    except subprocess.CalledProcessError as error:
+        return error.stderr.decode().strip() if error.stderr else "the compiler has no AMX"
+
+
 @pytest.mark.parametrize("d", [512, 64])
 def test_products(d, program, peak, benchmark):
     """The three products of a tile, without all else."""
     sets = {each.name: each for every in setup.INSTRUCTION_SETS.values() for each in every}
-    flags = [*sets[in_use()].options, f"-I{Path(setup.__file__).parent / setup.SOURCES}"]
+    flags = [*sets[in_use()].options, f"-I{SOURCES}"]
     rate = benchmark.pedantic(program, ("native_products.cpp", flags, d), rounds=1)
     benchmark.extra_info.update({"case": "native products", "d": d, "gflops": rate, "of_peak": rate / peak})
 
@@ -130,13 +141,20 @@ def test_linear_cross_entropy(benchmark):
     benchmark.pedantic(functions["native"], rounds=1)
 
 
-def test_bfloat16(benchmark):
+def test_bfloat16(peak_of_tiles, benchmark):
     single = clip(4096, 512).inputs()
     half = tuple(t.detach().bfloat16().requires_grad_() for t in single[:2]) + single[2:]
     loss = on("native", sk.clip_loss)
     seconds = interleaved_seconds(
         {"half": partial(forward_backward, loss, half), "single": partial(forward_backward, loss, single)}, 5
     )
-    found = {"case": "native bfloat16", "n": 4096, "d": 512, "over_float32": ratio(seconds, "half", "single")}
+    found = {
+        "case": "native bfloat16",
+        "n": 4096,
+        "d": 512,
+        "over_float32": ratio(seconds, "half", "single"),
+        "gflops": 8 * 4096**2 * 512 / median(seconds["half"]) / 1e9,
+        "peak_of_tiles_gflops": peak_of_tiles,
+    }
     benchmark.extra_info.update(found)
     benchmark.pedantic(partial(forward_backward, loss, half), rounds=1)

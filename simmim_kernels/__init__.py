@@ -3,7 +3,7 @@
 from . import bounds
 from .backends import backends, use_backend
 from .critics import BilinearCritic, CosineCritic, DotCritic, GaussianCritic, MLPCritic, SeparableCritic
-from .estimation import MutualInformationEstimate, estimate
+from .estimation import ConditionalEstimate, MutualInformationEstimate, estimate, estimate_conditional
 from .losses import (
     ClipLoss,
     DCLLoss,
@@ -29,6 +29,7 @@ from .version import __version__
 __all__ = [
     "BilinearCritic",
     "ClipLoss",
+    "ConditionalEstimate",
     "CosineCritic",
     "DCLLoss",
     "DotCritic",
@@ -54,6 +55,7 @@ __all__ = [
     "clip_loss",
     "dcl_loss",
     "estimate",
+    "estimate_conditional",
     "info_nce_loss",
     "linear_cross_entropy",
     "nt_xent_loss",

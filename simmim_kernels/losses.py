@@ -56,9 +56,7 @@ def info_nce_loss(
     scale = inverse(temperature, query)
     if negative_keys is None:
         scores = PairwiseScores(query, positive_key, scale=scale, group=group)
-        if symmetric:
-            return _both_directions(scores, reduction)
-        return reduced(scores.cross_entropy(1), reduction, scores._shards)
+        return _reduced_entropies(scores, "both" if symmetric else "rows", reduction)
     negatives = PairwiseScores(query, F.normalize(negative_keys, dim=1), scale=scale, group=group)
     joint = PairwiseScores._of(Problem(*autocast(query, positive_key), [scale])).joint
     return reduced(cross_entropy_from_others(negatives.logsumexp(1), joint), reduction, negatives._shards)
@@ -80,7 +78,8 @@ def clip_loss(
     names = ("image_features", "text_features")
     validation.operands(image_features, text_features, names, same_length=True, may_be_empty=group is not None)
     logit_scale = validation.scalar(logit_scale, "logit_scale", image_features)
-    return _both_directions(PairwiseScores(image_features, text_features, scale=logit_scale, group=group), reduction)
+    scores = PairwiseScores(image_features, text_features, scale=logit_scale, group=group)
+    return _reduced_entropies(scores, "both", reduction)
 
 
 def siglip_loss(
@@ -108,8 +107,7 @@ def siglip_loss(
     signed = scores._with_joint_negated()  # -log sigmoid(z s) = softplus(-z s)
     if reduction == "none":
         return signed.sum(1, fn="softplus")
-    total = signed.sum((0, 1), fn="softplus")
-    return total / scores.anchors if reduction == "mean" else total
+    return signed._total("softplus", scores.anchors if reduction == "mean" else 1)
 
 
 def nt_xent_loss(
@@ -131,7 +129,7 @@ def nt_xent_loss(
     if shards is not None:
         index = index + shards.first_row
     scores = PairwiseScores(z, z, scale=scale, positives=index.roll(n), group=shards)
-    return reduced(scores.exclude(index, index, keep_joint=True).cross_entropy(1), reduction, shards)
+    return _reduced_entropies(scores.exclude(index, index, keep_joint=True), "rows", reduction)
 
 
 def supcon_loss(
@@ -215,8 +213,11 @@ def linear_cross_entropy(
     target = target.where(counted, 0)
     problem = Problem(x, weight, [validation.scalar(1.0, "scale", x)], col_bias=bias, positives=target)
     scores, shards = PairwiseScores._of(problem), shards_of(group, problem)
-    entropies = scores.cross_entropy(1)
     row_weight = None if class_weight is None else class_weight.to(scores.dtype)[target]
+    if reduction != "none" and not label_smoothing and shards is None:
+        counts = counted.to(scores.dtype) if row_weight is None else row_weight.where(counted, 0)
+        return scores._cross_entropy_sum("rows", counts.sum() if reduction == "mean" else 1, counts)
+    entropies = scores.cross_entropy(1)
     values = entropies if row_weight is None else row_weight * entropies
     if label_smoothing:
         # mean_j w_j (logsumexp_i - s_ij): a mean over the classes of scores that are linear in them.
@@ -240,9 +241,12 @@ def _mean_scores(x: Tensor, weight: Tensor, bias: Tensor | None, class_weight: T
         return scores if bias is None else scores + mean(bias)
 
 
-def _both_directions(scores: PairwiseScores, reduction: str) -> Tensor:
-    """Cross entropies of the diagonal, the mean of row-wise and column-wise, reduced."""
-    return reduced(scores._cross_entropies("both").mean(0), reduction, scores._shards)
+def _reduced_entropies(scores: PairwiseScores, dims: str, reduction: str) -> Tensor:
+    """Cross entropies of the joint pairs by "rows", or the mean of those by row and by column ("both"), reduced."""
+    if reduction == "none":
+        return scores._cross_entropies(dims).mean(0)
+    directions = 2 if dims == "both" else 1
+    return scores._cross_entropy_sum(dims, directions * (scores.anchors if reduction == "mean" else 1))
 
 
 class InfoNCELoss(Loss):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .operator import sharded
 from .operator.computation import without_autocast
-from .operator.cross_entropy import cross_entropies
+from .operator.cross_entropy import cross_entropies, cross_entropy_sum
 from .operator.global_batch import shards_of
 from .problem import Problem, validation
 from .problem.ids import joint_ranks
@@ -283,6 +283,11 @@ class PairwiseScores:
         self._need_positives()
         return cross_entropies(self._problem, dims, backend, self._shards)
 
+    def _cross_entropy_sum(self, dims: str, divisor: float | Tensor, weights: Tensor | None = None) -> Tensor:
+        """() sum of `_cross_entropies`, each times its row's weight (N,), by a divisor; with a group over all ranks."""
+        self._need_positives()
+        return self.over_ranks(cross_entropy_sum(self._problem, dims, divisor, weights, shards=self._shards))
+
     def sum(self, dim: Dim, fn: str = "softplus", backend: str | None = None) -> Tensor:
         """Sum of a pointwise function of the scores, to (N,), (M,) or (): softplus, square, log1mexp or identity.
 
@@ -292,8 +297,12 @@ class PairwiseScores:
         validation.choice(fn, "fn", list(POINTWISE))
         dims = validation.dimension(dim)
         if dims == "total":
-            return sharded.total(self._problem.replace(fn=fn, dims="rows"), backend, self._shards)
+            return self._total(fn, 1, backend)
         return self._statistic(fn, dims, backend)[1 if dims == "columns" else 0]
+
+    def _total(self, fn: str, divisor: float, backend: str | None = None) -> Tensor:
+        """() sum((0, 1), fn) by a divisor."""
+        return sharded.total(self._problem.replace(fn=fn, dims="rows"), backend, self._shards, divisor)
 
     def count(self, dim: Dim) -> Tensor:
         """int64, how many pairs each entry of a statistic over `dim` sums, in O(N + M) memory."""

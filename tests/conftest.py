@@ -39,6 +39,14 @@ def _nothing_is_held(monkeypatch):
     monkeypatch.setattr("simmim_kernels.operator.held.HELD_SCORES", 0)
 
 
+@pytest.fixture(autouse=True)
+def _every_thread_has_work(monkeypatch):
+    """Small problems run on as many threads as the tests set, too."""
+    from simmim_kernels.backends import native
+
+    monkeypatch.setattr(native, "WORK_OF_A_THREAD", 1)
+
+
 @pytest.fixture
 def setup_py():
     """What builds the native library, as a module."""

@@ -18,7 +18,7 @@ import torch
 
 import simmim_kernels as sk
 from benchmarks import report as losses_report
-from benchmarks.known_mi import record, report
+from benchmarks.known_mi import record, report, suite
 from simmim_kernels.commands.arguments import parser
 
 ROOT = Path(__file__).parent.parent
@@ -142,15 +142,17 @@ def test_table_of_losses_is_the_recorded_one():
 
 def test_tables_of_known_truth_are_the_recorded_ones():
     text = (ROOT / "docs" / "known-truth.md").read_text()
-    optimal, trained, estimated, peers = (
+    optimal, trained, of_suite, peers = (
         record.load(record.RESULTS / f"{name}.json")["rows"]
-        for name in ("ceiling", "known_mi", "estimated", "known_mi_peers")
+        for name in ("ceiling", "known_mi", "suite", "known_mi_peers")
     )
+    assert {row["case"] for row in of_suite} <= set(suite.CASES)
     for table in (
         report.optimal_table(optimal),
         report.trained_table(trained),
         report.alone_table(trained),
-        report.estimated_table(estimated),
+        *(report.suite_table(of_suite, cases) for cases in (suite.DESIGN, suite.HELD_OUT)),
+        *(report.suite_summary(of_suite, cases) for cases in (suite.DESIGN, suite.HELD_OUT)),
         report.peers_table(peers),
     ):
         assert table in text
@@ -243,9 +245,12 @@ def test_a_call_goes_through_the_four_files_of_the_picture(monkeypatch):
     if native.unavailable():
         pytest.skip(native.unavailable())
     monkeypatch.setattr(native, "_library", watched)
-    x, y = (torch.randn(300, 8, requires_grad=True) for _ in range(2))
+    x, y = (torch.randn(600, 8, requires_grad=True) for _ in range(2))
     sk.clip_loss(x, y, 1.0).backward()
     forward, _ = stacks
     picture = (ROOT / "docs" / "call.svg").read_text()
     assert forward == re.findall(r'class="file">\d  (\S+)</text>', picture)
     assert len(forward) == 4
+    stacks.clear()
+    sk.clip_loss(x[:300], y[:300], 1.0).backward()
+    assert stacks == [[*forward[:3], "operator/with_gradients.py", forward[3]]]

@@ -11,8 +11,8 @@ from truth import assert_close
 import simmim_kernels as sk
 from simmim_kernels import estimation
 from simmim_kernels.estimation import cross_fitting, training
+from simmim_kernels.estimation.features import ranker
 from simmim_kernels.estimation.held_out import TAU, calibrated_scores, influences
-from simmim_kernels.estimation.rows import ranker
 
 QUICK = {"folds": 2, "batch_size": 128, "max_steps": 20}
 
@@ -26,9 +26,9 @@ def gaussians(n, d, nats, seed=0):
 @pytest.mark.parametrize("critic", ["separable", "mlp"])
 def test_gaussians_come_near_the_truth_from_below(critic):
     x, y = gaussians(2000, 2, 1.0)
-    options = {"batch_size": 64, "max_steps": 300} if critic == "mlp" else {"batch_size": 256, "max_steps": 200}
+    options = {"batch_size": 64, "max_steps": 300} if critic == "mlp" else {"batch_size": 256, "max_steps": 40}
     result = sk.estimate(x, y, folds=2, critic=critic, **options)
-    for name in ("infonce", "dv", "nwj", "js", "smile"):
+    for name in ("infonce", "dv", "nwj", "smile"):
         assert result.bounds[name].value == pytest.approx(1.0, abs=0.15), name
         assert result.bounds[name].low < 1.05
     assert result.nats == result.bounds["infonce"].value
@@ -36,20 +36,21 @@ def test_gaussians_come_near_the_truth_from_below(critic):
     assert result.ceiling == pytest.approx(math.log(1000))
 
 
-def test_a_nonlinear_dependence_needs_the_second_stage():
-    """y = |x| + noise: no linear embedding of y predicts x, so the first stage alone finds nothing."""
+def test_a_product_needs_the_networks():
+    """y = x_1 x_2 + noise: no function of single columns of x predicts y, so the linear stage alone finds little."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal(2000)
-    y = np.abs(x) + 0.1 * rng.standard_normal(2000)
-    result = sk.estimate(x, y, folds=2, batch_size=256, max_steps=200)
-    assert {fold.best_stage for fold in result.folds} == {"full"}
-    assert result.nats > 1
+    x = rng.standard_normal((1500, 2))
+    y = x.prod(1) + 0.1 * rng.standard_normal(1500)
+    result = sk.estimate(x, y, folds=2, batch_size=128, max_steps=120)
+    assert {fold.best_stage for fold in result.folds} <= {"full", "averaged"}
+    assert result.nats > 0.7
+    assert result.nats > np.mean([fold.cca_infonce for fold in result.folds]) + 0.2
 
 
 @pytest.mark.parametrize(("n", "d"), [(200, 1), (1000, 5), (400, 50)])
 def test_independent_samples_read_zero(n, d):
     x, y = gaussians(n, d, 0.0)
-    for found in sk.estimate(x, y, folds=2, max_steps=100).bounds.values():
+    for found in sk.estimate(x, y, folds=2, batch_size=128, max_steps=40).bounds.values():
         assert abs(found.value) < 0.05
 
 
@@ -78,7 +79,7 @@ def test_symbols_are_read_whatever_their_order():
     joint = np.full((10, 10), 0.002) + 0.08 * np.eye(10)
     truth = (joint * np.log(joint / 0.01)).sum()
     assert joint.sum() == pytest.approx(1)
-    result = sk.estimate(x, y, folds=2, batch_size=256, max_steps=300)
+    result = sk.estimate(x, y, folds=2, batch_size=256, max_steps=60)
     assert result.nats == pytest.approx(truth, abs=0.15)
 
 
@@ -97,7 +98,7 @@ def weighted_bounds(s, w):
     nwj = 1 + joint - (off * s.exp()).sum() / pairs
     smile = joint - ((off * s.clamp(-TAU, TAU).exp()).sum() / pairs).log()
     rows = ((w * s.exp()).sum(1) / w.sum()).log()
-    return {"infonce": (w * (s.diagonal() - rows)).sum() / w.sum(), "dv": dv, "nwj": nwj, "js": nwj, "smile": smile}
+    return {"infonce": (w * (s.diagonal() - rows)).sum() / w.sum(), "dv": dv, "nwj": nwj, "smile": smile}
 
 
 def test_influences_are_the_derivatives_of_the_bounds_in_the_weights_of_the_pairs():
@@ -171,7 +172,7 @@ def watched(monkeypatch):
 
 
 def equal(a, b):
-    return all(torch.equal(a[name], b[name]) for name in a)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("transform", ["rank", "standardise"])
@@ -180,7 +181,7 @@ def test_no_critic_has_seen_the_rows_it_is_tested_on(watched, transform):
     x, y = gaussians(301, 3, 1.0)
     options = {**QUICK, "folds": 3, "transform": transform}
     first = sk.estimate(x, y, **options)
-    assert {fold.best_stage for fold in first.folds} == {"full"}
+    assert "untrained" not in {fold.best_stage for fold in first.folds}
     assert sorted(np.concatenate([split.test for split in splits])) == list(range(301))
     for split in splits:
         assert sorted(np.concatenate([split.train, split.validation, split.test])) == list(range(301))
@@ -193,18 +194,19 @@ def test_no_critic_has_seen_the_rows_it_is_tested_on(watched, transform):
         assert again.bounds["infonce"].per_fold[0] != first.bounds["infonce"].per_fold[0]
 
 
-def test_the_best_check_on_validation_rows_is_kept():
+def test_the_best_check_on_validation_rows_is_kept(monkeypatch):
+    monkeypatch.setattr(training, "_PATIENCE", 3)
     seen = []
     x, y = gaussians(120, 10, 1.0)
     result = sk.estimate(x, y, folds=2, max_steps=400, progress=seen.append)
     for k, fold in enumerate(result.folds):
         values = [at.validation_infonce for at in seen if at.fold == k]
-        assert fold.validation_infonce == max(values)
+        assert fold.validation_infonce == pytest.approx(max(values), abs=2e-3)
         assert values[-1] < max(values)
-        (best,) = [at for at in seen if at.fold == k and at.validation_infonce == max(values)]
-        assert (best.stage, best.step) == (fold.best_stage, fold.best_step)
+        best = [at for at in seen if at.fold == k and at.validation_infonce == fold.validation_infonce]
+        assert (fold.best_stage, fold.best_step) in [(at.stage, at.step) for at in best]
         assert fold.stopped_early
-        assert fold.steps < 800
+        assert fold.steps < 1600
         assert fold.train_rows + fold.validation_rows + fold.test_rows == 120
     assert {at.folds for at in seen} == {2}
     assert {at.max_steps for at in seen} == {400}
@@ -230,6 +232,16 @@ def test_estimates_repeat_with_their_seed_and_leave_the_global_generators_alone(
     assert sk.estimate(x, y, **QUICK) == first
     assert sk.estimate(x, y, **QUICK, seed=1).nats != first.nats
     assert [fold.seed for fold in first.folds] == [0, 1]
+
+
+def test_small_steps_take_one_thread_and_give_the_others_back(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    for kind, batch_size in (("separable", 64), ("separable", 512), ("mlp", 64)):
+        with pytest.raises(RuntimeError), training._threads_for(kind, batch_size):
+            raise RuntimeError
+    assert seen == [1, 7, 7, 7]
 
 
 def test_units_order_and_containers_do_not_matter():
@@ -268,7 +280,7 @@ def test_a_column_that_only_the_training_rows_find_constant_is_harmless():
 
 def test_saturation_is_said():
     x = np.random.default_rng(0).standard_normal((200, 16))
-    result = sk.estimate(x, x, folds=2, max_steps=200)
+    result = sk.estimate(x, x, folds=2, max_steps=60)
     assert result.nats == pytest.approx(math.log(100), abs=0.1)
     assert result.saturated
     assert "InfoNCE is within 0.1 nats of its ceiling" in result.warnings[0]
@@ -278,9 +290,9 @@ def test_saturation_is_said():
 def test_repeated_pairs_and_unfinished_training_are_said():
     x, y = gaussians(100, 2, 1.0)
     twice = sk.estimate(np.tile(x, (2, 1)), np.tile(y, (2, 1)), **QUICK)
-    assert [warning.partition(" ")[0] for warning in twice.warnings] == ["100", "2"]
-    assert "100 pairs are exact repeats" in twice.warnings[0]
-    assert "2 of 2 critics were still training at max_steps, 20" in twice.warnings[1]
+    said = " ".join(twice.warnings)
+    assert "100 pairs are exact repeats" in said
+    assert "2 of 2 critics were still training at max_steps, 20" in said
     symbols = np.random.default_rng(0).integers(3, size=(2, 100))
     assert not any("repeats" in warning for warning in sk.estimate(*symbols, **QUICK).warnings)
 
@@ -298,8 +310,8 @@ X, Y = gaussians(100, 3, 1.0)
     ("x", "y", "options", "message"),
     [
         (X, Y[:99], {}, "x and y must have as many rows as each other, got 100 and 99"),
-        (altered(3, 1, math.nan), Y, {}, "x must be finite, got 1 NaN or infinite values in column 1$"),
-        (X, altered([3, 4], [0, 2], math.inf), {}, "y must be finite, got 2 NaN or infinite values in columns 0, 2$"),
+        (altered(3, 1, math.nan), Y, {}, "x must be finite, got 1 missing .NaN. or infinite values in column 1$"),
+        (X, altered([3, 4], [0, 2], math.inf), {}, "y must be finite, got 2 missing .* values in columns 0, 2$"),
         (altered(slice(None), 2, 5.0), Y, {}, "x must not have constant columns, .*; got column 2$"),
         (X, np.ones((100, 30)), {}, r"y must not have constant .* columns 0, 1, 2, 3, 4, 5, 6, 7, ... \(30 in all\)"),
         (X + 1j, Y, {}, r"x must hold real numbers, got complex128 of shape \(100, 3\)"),

@@ -197,7 +197,8 @@ def test_a_checkpoint_frees_what_it_makes_anew():
     assert torch.equal(*torch.autograd.grad(value, x), *torch.autograd.grad(loss(x), x))
 
 
-def test_cross_entropies_under_saved_tensor_hooks():
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_cross_entropies_under_saved_tensor_hooks(reduction):
     """All that waits for a backward passes through them, scores that are kept included."""
     x, y = (torch.randn(70, 5, requires_grad=True) for _ in range(2))
     sizes = []
@@ -211,11 +212,11 @@ def test_cross_entropies_under_saved_tensor_hooks():
         return torch.tensor(values, dtype=dtype).reshape(shape)
 
     with sk.use_backend("native"):
-        want = torch.autograd.grad(sk.clip_loss(x, y, 3.0), (x, y))
+        want = torch.autograd.grad(sk.clip_loss(x, y, 3.0, reduction).sum(), (x, y))
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-            loss = sk.clip_loss(x, y, 3.0)
-    assert max(sizes) >= 70 * 70
-    for got, gradient in zip(torch.autograd.grad(loss, (x, y)), want, strict=True):
+            loss = sk.clip_loss(x, y, 3.0, reduction)
+    assert (max(sizes) >= 70 * 70) == (reduction == "none")  # the mean has its gradients already
+    for got, gradient in zip(torch.autograd.grad(loss.sum(), (x, y)), want, strict=True):
         assert torch.equal(got, gradient)
 
 

@@ -1,14 +1,13 @@
 """What was recorded, as Markdown tables and plots."""
 
 import math
-import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from . import estimated, optimal, peers, tasks, trained
+from . import optimal, peers, tasks, trained
 
 CLIMBS = [(family, critic) for family in trained.CLIMBING for critic in trained.STEPS]
 # In nats: readings from here on are given to one digit, and wider error bars are not drawn.
@@ -54,23 +53,73 @@ def alone_table(rows: list[dict]) -> str:
     return _markdown(["task", "truth", *trained.FEW], body)
 
 
-def estimated_table(rows: list[dict]) -> str:
-    """Means over draws, with the largest error behind them; how many intervals of InfoNCE hold the truth."""
+# What a warning is about, by words in it; those that say that a reading may be too low come first.
+SAID = {
+    "too few rows": "few rows",
+    "KSG reads": "KSG more",
+    "Gaussian copula reads": "copula more",
+    "its ceiling": "ceiling",
+    "found no information": "none found",
+    "order of the rows": "order",
+    "goes like the number": "row number",
+    "identical": "identical",
+    "repeats": "repeats",
+    "still training": "training",
+}
+
+
+def suite_table(rows: list[dict], cases: Iterable[str]) -> str:
+    """One draw of each case: the bound to quote and its error, its interval, what is beside it, and what was said."""
+    found = {row["case"]: row for row in rows}
+    head = ["sample", "N", "truth", "estimate", "95% interval", "holds it", "CCA", "copula", "KSG", "said", "CPU s"]
     body = []
-    for case in estimated.CASES:
-        draws = [row for row in rows if row["case"] == case]
-        if not draws:
-            continue
-        truth, cells = draws[0]["truth"], []
-        for bound in estimated.BOUNDS:
-            values = [row["estimate"][bound] for row in draws]
-            worst = max((value - truth for value in values), key=abs)
-            cells.append(f"{round(statistics.fmean(values), 3) + 0.0:.3f} ({worst:+.3f})")  # no -0.000
-        # To the three digits that are shown: an interval may have no width.
-        held = sum(round(row["interval"][0], 3) <= round(truth, 3) <= round(row["interval"][1], 3) for row in draws)
-        seconds = statistics.median(row["seconds"] for row in draws)
-        body.append([case, f"{truth:.3f}", *cells, f"{held} of {len(draws)}", f"{seconds:.0f}"])
-    return _markdown(["sample", "truth", *estimated.BOUNDS, "in the interval", "seconds"], body)
+    for row in (found[case] for case in cases if case in found):
+        value, (low, high) = row["estimate"][row["quote"]], row["interval"]
+        marked = "" if row["quote"] == "infonce" else f" {row['quote']}"
+        body.append(
+            [
+                row["case"],
+                f"{row['rows']:,}",
+                _number(row["truth"]),
+                f"{_number(value)} ({value - row['truth']:+.2f}){marked}",
+                f"{_number(low)} to {_number(high)}",
+                "yes" if holds(row) else "no",
+                _number(row["cca"]),
+                *(_number(row["baselines"][name]) for name in ("gaussian_copula", "ksg")),
+                ", ".join(said(row)),
+                f"{row['cpu_seconds']:.0f}",
+            ]
+        )
+    return _markdown(head, body)
+
+
+def suite_summary(rows: list[dict], cases: Iterable[str]) -> str:
+    """How many of the cases come within 0.15 nats by each method, miss by more than 0.3 in silence, are covered."""
+    kept = [row for row in rows if row["case"] in set(cases)]
+    near = {"ours": 0, "CCA": 0, "Gaussian copula": 0, "KSG": 0}
+    for row in kept:
+        values = (row["estimate"][row["quote"]], row["cca"], *row["baselines"].values())
+        for name, value in zip(near, values, strict=True):
+            near[name] += value is not None and abs(value - row["truth"]) <= 0.15
+    silent = sum(abs(row["estimate"][row["quote"]] - row["truth"]) > 0.3 and not said(row) for row in kept)
+    covered = sum(holds(row) or bool(said(row)) for row in kept)
+    alone = sum(map(holds, kept))
+    return (
+        f"Within 0.15 nats, of {len(kept)}: "
+        + ", ".join(f"{name} {count}" for name, count in near.items())
+        + f". Off by more than 0.3 without a warning: {silent}. The interval holds the truth in {alone}, "
+        f"and it does or a warning is given in {covered}."
+    )
+
+
+def said(row: dict) -> list[str]:
+    return [short for words, short in SAID.items() if any(words in warning for warning in row["warnings"])]
+
+
+def holds(row: dict) -> bool:
+    """Whether the interval holds the truth, to the three digits that are shown: it may have no width."""
+    low, high = row["interval"]
+    return round(low, 3) <= round(row["truth"], 3) <= round(high, 3)
 
 
 def peers_table(rows: list[dict]) -> str:
@@ -89,7 +138,7 @@ def _cell(reading: dict) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+    return "" if value is None else f"{round(value, 2) + 0.0:.2f}"  # no -0.00
 
 
 def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

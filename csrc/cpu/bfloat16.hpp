@@ -26,4 +26,19 @@ inline bfloat16 rounded(float value) {
   return {uint16_t(value == value ? nearest : quiet)};
 }
 
+// One of the `count` bfloat16 numbers whose sum a float32 is, to 8 bits each: three of them are all 24. An operand's
+// first parts lie together, then its second ones. They are nearest numbers, so that a later part may be negative.
+template <int count> struct Part {
+  uint16_t bits;
+};
+template <int count> inline float number(Part<count> part) { return number(bfloat16{part.bits}); }
+
+template <int count> inline void split(float value, Part<count> *to, int64_t plane) {
+  for (int part = 0; part < count; ++part) {
+    const bfloat16 nearest = rounded(value);
+    to[part * plane] = {nearest.bits};
+    value -= number(nearest);
+  }
+}
+
 }  // namespace SIMMIM_ISA

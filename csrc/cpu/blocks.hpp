@@ -46,20 +46,25 @@ inline int64_t round_up(int64_t size, int64_t step) { return (size + step - 1) /
 template <class E> struct Operand {
   using Sum = E;
   static constexpr bool tiles = false;
+  static constexpr int parts = 1;
   static constexpr int step = 1, depth_step = 1, block_rows = SIMMIM_BLOCK_ROWS;
   static Vector<E> product_added(Vector<E> sum, const E *a, Vector<E> b) { return sum + *a * b; }
   static Vector<E> vector(const E *from) { return load(from); }
 };
 #if defined(SIMMIM_TILES)
-template <> struct Operand<bfloat16> {
+template <int count> struct OnTiles {
   using Sum = float;
   static constexpr bool tiles = true;
+  static constexpr int parts = count;
   static constexpr int step = 2, depth_step = tile_block, block_rows = tile_block;
 };
+template <> struct Operand<bfloat16> : OnTiles<1> {};
+template <int count> struct Operand<Part<count>> : OnTiles<count> {};
 #elif defined(__AVX512BF16__)
 template <> struct Operand<bfloat16> {
   using Sum = float;
   static constexpr bool tiles = false;
+  static constexpr int parts = 1;
   static constexpr int step = 2, depth_step = 2, block_rows = SIMMIM_BLOCK_ROWS;
   static Vector<float> product_added(Vector<float> sum, const bfloat16 *a, __m512bh b) {
     int pair;
@@ -71,6 +76,7 @@ template <> struct Operand<bfloat16> {
 #endif
 template <class E> using Sum = typename Operand<E>::Sum;
 
+template <class E> constexpr int parts = Operand<E>::parts;
 template <class E> constexpr int block_rows = Operand<E>::block_rows;
 template <class E> constexpr int block_columns = Operand<E>::tiles ? 32 : 2 * Vectors<Sum<E>>::lanes;
 
@@ -105,14 +111,17 @@ inline void multiply_block(int64_t depth, const E *a, int64_t a_row, int64_t a_s
 }
 
 // c (rows, columns) = a @ b, or c += a @ b; rows and columns in whole blocks, depth in whole steps, b packed by slices
-// of block_columns with b_depth steps each. A slice of b stays in the cache while all rows go past it.
+// of block_columns with b_depth steps each. A slice of b stays in the cache while all rows go past it. Operands in several
+// parts have them a_plane and b_plane apart.
 template <class E>
 void multiply(int64_t rows, int64_t columns, int64_t depth, const E *a, int64_t a_row, int64_t a_step, const E *b,
-              int64_t b_depth, Sum<E> *c, int64_t c_row, bool add) {
+              int64_t b_depth, Sum<E> *c, int64_t c_row, bool add, [[maybe_unused]] int64_t a_plane = 0,
+              [[maybe_unused]] int64_t b_plane = 0) {
 #if defined(SIMMIM_TILES)
   if constexpr (Operand<E>::tiles) {
     const int64_t slice = b_depth * block_columns<E>, pair = 2 * block_columns<E>;
-    multiply_tiles(rows, columns, depth, a, a_row, {b, slice, pair}, c, c_row, add);
+    multiply_tiles<parts<E>>(rows, columns, depth, reinterpret_cast<const bfloat16 *>(a), a_plane, a_row,
+                             {reinterpret_cast<const bfloat16 *>(b), slice, pair, b_plane}, c, c_row, add);
     return;
   } else
 #endif
@@ -162,15 +171,23 @@ template <class E> bool as_they_are(const Features &f) {
 
 // Rows [first, first + count) as operands (rows, width), zero beyond their end.
 template <class E>
-void unpack(const Features &f, int64_t first, int64_t count, int64_t rows, int64_t d, int64_t width, E *to) {
-  const bool copied = as_they_are<E>(f);
-  for (int64_t i = 0; i < rows; ++i, to += width) {
-    const int64_t at = (first + i) * f.row, have = i < count ? d : 0;
-    if (copied)
-      std::memcpy(to, static_cast<const E *>(f.values) + at, have * sizeof(E));
-    else
-      for (int64_t k = 0; k < have; ++k) to[k] = feature<E>(f, at + k * f.column);
-    for (int64_t k = have; k < width; ++k) to[k] = E{};
+void unpack(const Features &f, int64_t first, int64_t count, int64_t rows, int64_t d, int64_t width, E *to,
+            [[maybe_unused]] int64_t plane = 0) {
+  if constexpr (parts<E> > 1) {
+    for (int64_t i = 0; i < rows; ++i, to += width)
+      for (int64_t k = 0; k < width; ++k)
+        split(i < count && k < d ? feature<float>(f, (first + i) * f.row + k * f.column) : 0.0f, to + k, plane);
+    return;
+  } else {
+    const bool copied = as_they_are<E>(f);
+    for (int64_t i = 0; i < rows; ++i, to += width) {
+      const int64_t at = (first + i) * f.row, have = i < count ? d : 0;
+      if (copied)
+        std::memcpy(to, static_cast<const E *>(f.values) + at, have * sizeof(E));
+      else
+        for (int64_t k = 0; k < have; ++k) to[k] = feature<E>(f, at + k * f.column);
+      for (int64_t k = have; k < width; ++k) to[k] = E{};
+    }
   }
 }
 

@@ -135,6 +135,12 @@ __attribute__((visibility("default"))) int simmim_backward(const simmim_problem 
   return kernels().backward(problem, gradients);
 }
 
+__attribute__((visibility("default"))) int simmim_cross_entropy_sum(const simmim_problem *problem,
+                                                                    const simmim_entropy_sum *sum,
+                                                                    const simmim_gradients *gradients) {
+  return kernels().entropy_sum(problem, sum, gradients);
+}
+
 __attribute__((visibility("default"))) const char *simmim_built_for(void) {
   static const std::string all = names(true);
   return all.c_str();

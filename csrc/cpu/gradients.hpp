@@ -25,21 +25,26 @@ void add_row_gradients(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel
                 gradient, t.width, false);
   else
     multiply<E>(strip.rows, t.width, columns, strip.by_row.get() + strip.from, strip.stride, Operand<E>::step, packed,
-                panel.columns, gradient, t.width, false);
+                panel.columns, gradient, t.width, false, strip.weights_plane, panel.packed_plane);
+  const T unscale = parts<E> > 1 ? strip.unscale : T(1), scale = t.scale * unscale;
   for (int64_t i = 0; i < strip.count; ++i) {
     const T *row = gradient + i * t.width;
     if (dscale) {
       const E *x = strip.x.get() + i * t.width;
       T dot = 0;
-      for (int64_t k = 0; k < t.p.d; ++k) dot += row[k] * number(x[k]);
-      *dscale += double(dot);
+      for (int64_t k = 0; k < t.p.d; ++k) {
+        T feature = number(x[k]);
+        for (int part = 1; part < parts<E>; ++part) feature += number(x[part * strip.x_plane + k]);
+        dot += row[k] * feature;
+      }
+      *dscale += double(unscale) * double(dot);
     }
     if (!dx) continue;
     T *to = dx + (strip.first + i) * t.p.d;
     if (panel.first == 0 && !t.symmetric)
-      for (int64_t k = 0; k < t.p.d; ++k) to[k] = t.scale * row[k];
+      for (int64_t k = 0; k < t.p.d; ++k) to[k] = scale * row[k];
     else
-      for (int64_t k = 0; k < t.p.d; ++k) to[k] += t.scale * row[k];
+      for (int64_t k = 0; k < t.p.d; ++k) to[k] += scale * row[k];
   }
 }
 
@@ -51,11 +56,32 @@ void add_column_gradients(const Typed<E> &t, Strip<E> &strip, const Panel<E> &pa
   if constexpr (Operand<E>::tiles) {
     const int64_t from = strip.from, row = strip.rows, pair = Operand<E>::step * strip.stride;
     E *turned = strip.packed.get();
-    for (int64_t i = 0; i < row; ++i)
-      for (int64_t f = 0; f < t.width; ++f) turned[f * row + i] = strip.x[i * t.width + f];
+    for (int part = 0; part < parts<E>; ++part, turned += strip.x_plane) {
+      const E *x = strip.x.get() + part * strip.x_plane;
+      for (int64_t i = 0; i < row; ++i)
+        for (int64_t f = 0; f < t.width; ++f) turned[f * row + i] = x[i * t.width + f];
+    }
     for (int64_t f = 0; f < t.width && !add; ++f) std::fill_n(dy + f * strip.stride, from, 0.0f);
-    const TileOperand weights{strip.by_column.get() + Operand<E>::step * from, Operand<E>::step * tile_block, pair};
-    multiply_tiles(t.width, panel.columns - from, row, turned, row, weights, dy + from, strip.stride, add);
+    const auto *by_column = reinterpret_cast<const bfloat16 *>(strip.by_column.get()) + Operand<E>::step * from;
+    const auto *features = reinterpret_cast<const bfloat16 *>(strip.packed.get());
+    const int64_t slice = Operand<E>::step * tile_block, columns = panel.columns - from;
+    if (parts<E> == 1 || strip.unscale == 1) {
+      const TileOperand weights{by_column, slice, pair, strip.weights_plane};
+      multiply_tiles<parts<E>>(t.width, columns, row, features, strip.x_plane, row, weights, dy + from, strip.stride, add);
+      return;
+    }
+    // Scaled weights, block by block: what they add to has another scale.
+    alignas(64) float block[tile_block * tile_block];
+    for (int64_t f = 0; f < t.width; f += tile_block)
+      for (int64_t j = 0; j < columns; j += tile_block) {
+        multiply_tiles_block<parts<E>>(row, features + f * row, strip.x_plane, row, by_column + j / tile_block * slice,
+                                       strip.weights_plane, pair, block, tile_block, false);
+        for (int64_t k = 0; k < tile_block; ++k)
+          for (int64_t c = 0; c < tile_block; ++c) {
+            float *to = dy + (f + k) * strip.stride + from + j + c;
+            *to = (add ? *to : 0.0f) + strip.unscale * block[k * tile_block + c];
+          }
+      }
     return;
   }
 #endif

@@ -88,7 +88,7 @@ template <class E> void make_scores(const Typed<E> &t, Strip<E> &strip, const Pa
   }
   multiply<E>(strip.rows, panel.columns - strip.from, t.depth, strip.x.get(), t.width, Operand<E>::step,
               panel.transposed.get() + strip.from * t.depth, t.depth, strip.scores.get() + strip.from, strip.stride,
-              false);
+              false, strip.x_plane, panel.transposed_plane);
 }
 
 template <class E>

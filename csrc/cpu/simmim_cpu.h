@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Counts the changes of this file, so that a library built from another one is not taken for this one's. */
-#define SIMMIM_INTERFACE 8
+#define SIMMIM_INTERFACE 9
 int simmim_interface(void);
 
 enum simmim_dtype { SIMMIM_FLOAT32, SIMMIM_FLOAT64, SIMMIM_BFLOAT16, SIMMIM_FLOAT16 };
@@ -37,6 +37,7 @@ typedef struct {
   int32_t symmetric; /* 1: y is x, col_bias row_bias and col_ids row_ids, and so are the positives' positives the rows */
   int32_t threads;
   int32_t layers;    /* of a network, 1 or 2, or 0 for inner products; its scale is 1, and it is not symmetric */
+  int32_t coarse;    /* 1: products of float32 and float16 may be made to 16 bits, where that is faster */
   double scale, lo, hi;
   const void *row_bias, *col_bias;         /* or NULL */
   const int64_t *positives;                /* (n), or NULL for the diagonal */
@@ -79,6 +80,21 @@ typedef struct {
 } simmim_gradients;
 
 int simmim_backward(const simmim_problem *problem, const simmim_gradients *gradients);
+
+/* The joint pairs' cross entropies, by row, by column or both, as one number: factor times the sum of weight_i entropy_i,
+ * into `value`. What has weight 0 counts for nothing, whatever its entropy. */
+typedef struct {
+  const void *weights; /* (n), or NULL for ones */
+  void *value;         /* one element */
+  double factor;
+  int32_t by_row, by_column;
+} simmim_entropy_sum;
+
+/* That number and its gradients, as simmim_forward and simmim_backward would make them one after the other: for problems
+ * so small that their scores may be kept between the two. Of the gradients those of inner products are taken: dx, dy,
+ * drow, dcol and dscale, and where all of them are NULL the number alone is made. */
+int simmim_cross_entropy_sum(const simmim_problem *problem, const simmim_entropy_sum *sum,
+                             const simmim_gradients *gradients);
 
 /* The instruction sets that this build has, best first, separated by commas, and those of them that this processor runs. */
 const char *simmim_built_for(void);

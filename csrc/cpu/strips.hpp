@@ -27,6 +27,9 @@ static_assert(in_whole_blocks<float> && in_whole_blocks<double>);
 #ifdef SIMMIM_BFLOAT16_PRODUCTS
 static_assert(in_whole_blocks<bfloat16>);
 #endif
+#ifdef SIMMIM_TILES
+static_assert(in_whole_blocks<Part<3>> && in_whole_blocks<Part<2>>);
+#endif
 
 // Bytes that the threads' strips, tiles and shares may take together, if not for fewer than a block of rows and
 // panel_step columns each.
@@ -96,12 +99,15 @@ template <class E> struct Panel {
   Buffer<Sum<E>> bias;
   Buffer<int64_t> least_id, most_id;  // (ids), of its columns
 
+  int64_t transposed_plane, packed_plane;  // from one part of them to the next
+
   Panel(const Typed<E> &t, bool differentiates)
-      : transposed(t.deep() ? nullptr : allocate<E>(t.columns_of_panel() * t.depth)),
-        packed(differentiates && !t.network ? allocate<E>(t.columns_of_panel() * t.width) : nullptr),
+      : transposed(t.deep() ? nullptr : allocate<E>(parts<E> * t.columns_of_panel() * t.depth)),
+        packed(differentiates && !t.network ? allocate<E>(parts<E> * t.columns_of_panel() * t.width) : nullptr),
         plain(t.network ? allocate<E>(t.columns_of_panel() * t.width) : nullptr),
         bias(allocate<Sum<E>>(t.columns_of_panel())), least_id(allocate<int64_t>(t.p.ids)),
-        most_id(allocate<int64_t>(t.p.ids)) {}
+        most_id(allocate<int64_t>(t.p.ids)), transposed_plane(t.columns_of_panel() * t.depth),
+        packed_plane(t.columns_of_panel() * t.width) {}
 };
 
 // A strip of rows and its tile of scores, which become weights; a thread has one.
@@ -109,6 +115,8 @@ template <class E> struct Strip {
   int64_t first = 0, count = 0, rows = 0;  // rows: in whole blocks
   int64_t from = 0;                        // the first column of the panel that is looked at
   int64_t stride;
+  int64_t x_plane, weights_plane;          // from one part of x, and of the weights, to the next
+  Sum<E> unscale = 1;                      // what the weights as numbers to multiply are to be multiplied by
   Buffer<E> x, packed;
   Buffer<Sum<E>> scores, gradient;
   // The weights as numbers to multiply, where scores are not: pairs along a row, and pairs along a column.
@@ -117,15 +125,17 @@ template <class E> struct Strip {
 
   Strip(const Typed<E> &t, bool differentiates) : stride(t.columns_of_panel()) {
     const int64_t most = t.rows_of_strip();
-    x = allocate<E>(std::max<int64_t>(most, block_columns<E>) * t.width);  // which serves to pack y, too
+    x_plane = std::max<int64_t>(most, block_columns<E>) * t.width;
+    weights_plane = most * stride;
+    x = allocate<E>(parts<E> * x_plane);  // which serves to pack y, too
     scores = allocate<Sum<E>>(most * stride);
     if (t.network) made.reset(new Activations<Sum<E>>(*t.network, stride, most, differentiates));
     if (!differentiates) return;
-    packed = allocate<E>(most * t.width);
+    packed = allocate<E>(parts<E> * x_plane);
     gradient = allocate<Sum<E>>(most * t.width);
     if (Operand<E>::step == 1) return;
-    by_row = allocate<E>(most * stride);
-    by_column = allocate<E>(most * stride);
+    by_row = allocate<E>(parts<E> * weights_plane);
+    by_column = allocate<E>(parts<E> * weights_plane);
   }
 };
 
@@ -150,9 +160,13 @@ template <class E> void take_panel(const Typed<E> &t, Panel<E> &panel, Strip<E> 
 #pragma omp for schedule(static)
   for (int64_t j = 0; j < panel.columns; j += block) {
     E *rows = t.network ? panel.plain.get() + j * t.width : strip.x.get();
-    unpack(t.y, first + j, std::clamp<int64_t>(panel.count - j, 0, block), block, t.p.d, t.width, rows);
-    if (panel.transposed) pack_transposed(rows, t.width, t.depth, panel.transposed.get() + j * t.depth);
-    if (panel.packed) pack(rows, block, t.width, panel.columns, panel.packed.get() + j * block);
+    unpack(t.y, first + j, std::clamp<int64_t>(panel.count - j, 0, block), block, t.p.d, t.width, rows, strip.x_plane);
+    for (int part = 0; part < parts<E>; ++part, rows += strip.x_plane) {
+      E *const transposed = panel.transposed.get() + part * panel.transposed_plane;
+      E *const packed = panel.packed.get() + part * panel.packed_plane;
+      if (panel.transposed) pack_transposed(rows, t.width, t.depth, transposed + j * t.depth);
+      if (panel.packed) pack(rows, block, t.width, panel.columns, packed + j * block);
+    }
   }
 }
 
@@ -165,7 +179,7 @@ void take_strip(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, int64
   strip.count = count;
   strip.from = t.symmetric ? std::max<int64_t>(0, first - panel.first) / from_step<E> * from_step<E> : 0;
   strip.rows = t.network ? count : round_up(count, block_rows<E>);
-  unpack(t.x, first, count, strip.rows, t.p.d, t.width, strip.x.get());
+  unpack(t.x, first, count, strip.rows, t.p.d, t.width, strip.x.get(), strip.x_plane);
 }
 
 }  // namespace

@@ -7,4 +7,5 @@ struct Kernels {
   const char *name;
   int (*forward)(const simmim_problem *, const simmim_values *);
   int (*backward)(const simmim_problem *, const simmim_gradients *);
+  int (*entropy_sum)(const simmim_problem *, const simmim_entropy_sum *, const simmim_gradients *);
 };

@@ -91,28 +91,16 @@ public:
 
 constexpr int tile_block = 32;  // rows and columns of a block of four tiles, and the depth of one step
 
-// A right operand: pairs of its depth every `pair` numbers, 32 columns beside each other, the next 32 `slice` further.
+// A right operand: pairs of its depth every `pair` numbers, 32 columns beside each other, the next 32 `slice` further, the
+// next part of all of it `plane` further.
 struct TileOperand {
   const bfloat16 *from;
-  int64_t slice, pair;
+  int64_t slice, pair, plane = 0;
 };
 
-// c (32, 32) = a @ b, or c += a @ b.
-inline void multiply_tiles_block(int64_t depth, const bfloat16 *a, int64_t a_row, const bfloat16 *b, int64_t pair,
-                                 float *c, int64_t c_row, bool add) {
-  const int64_t a_bytes = 2 * a_row, b_bytes = 2 * pair, c_bytes = 4 * c_row;
-  float *const below = c + 16 * c_row;
-  if (add) {
-    SIMMIM_TILE_LOAD(0, c, c_bytes);
-    SIMMIM_TILE_LOAD(1, c + 16, c_bytes);
-    SIMMIM_TILE_LOAD(2, below, c_bytes);
-    SIMMIM_TILE_LOAD(3, below + 16, c_bytes);
-  } else {
-    SIMMIM_TILE_ZERO(0);
-    SIMMIM_TILE_ZERO(1);
-    SIMMIM_TILE_ZERO(2);
-    SIMMIM_TILE_ZERO(3);
-  }
+// sums += a @ b, of four tiles.
+inline void add_tiles_block(int64_t depth, const bfloat16 *a, int64_t a_row, const bfloat16 *b, int64_t pair) {
+  const int64_t a_bytes = 2 * a_row, b_bytes = 2 * pair;
   for (int64_t k = 0; k < depth; k += tile_block) {
     SIMMIM_TILE_LOAD(4, a, a_bytes);
     SIMMIM_TILE_LOAD(6, b, b_bytes);
@@ -125,6 +113,29 @@ inline void multiply_tiles_block(int64_t depth, const bfloat16 *a, int64_t a_row
     a += tile_block;
     b += tile_block / 2 * pair;
   }
+}
+
+// c (32, 32) = a @ b, or c += a @ b. Of operands in several parts, `a_plane` and `b_plane` apart and each 2^-8 of the one
+// before, those products that are no smaller than the first part's with the last; the smallest first.
+template <int parts>
+inline void multiply_tiles_block(int64_t depth, const bfloat16 *a, int64_t a_plane, int64_t a_row, const bfloat16 *b,
+                                 int64_t b_plane, int64_t pair, float *c, int64_t c_row, bool add) {
+  const int64_t c_bytes = 4 * c_row;
+  float *const below = c + 16 * c_row;
+  if (add) {
+    SIMMIM_TILE_LOAD(0, c, c_bytes);
+    SIMMIM_TILE_LOAD(1, c + 16, c_bytes);
+    SIMMIM_TILE_LOAD(2, below, c_bytes);
+    SIMMIM_TILE_LOAD(3, below + 16, c_bytes);
+  } else {
+    SIMMIM_TILE_ZERO(0);
+    SIMMIM_TILE_ZERO(1);
+    SIMMIM_TILE_ZERO(2);
+    SIMMIM_TILE_ZERO(3);
+  }
+  for (int order = parts - 1; order >= 0; --order)
+    for (int part = 0; part <= order; ++part)
+      add_tiles_block(depth, a + part * a_plane, a_row, b + (order - part) * b_plane, pair);
   SIMMIM_TILE_STORE(0, c, c_bytes);
   SIMMIM_TILE_STORE(1, c + 16, c_bytes);
   SIMMIM_TILE_STORE(2, below, c_bytes);
@@ -132,12 +143,13 @@ inline void multiply_tiles_block(int64_t depth, const bfloat16 *a, int64_t a_row
 }
 
 // c (rows, columns) = a @ b, or c += a @ b; rows, columns and depth in whole blocks, rows of a in memory as they are.
-inline void multiply_tiles(int64_t rows, int64_t columns, int64_t depth, const bfloat16 *a, int64_t a_row,
+template <int parts>
+inline void multiply_tiles(int64_t rows, int64_t columns, int64_t depth, const bfloat16 *a, int64_t a_plane, int64_t a_row,
                            TileOperand b, float *c, int64_t c_row, bool add) {
   for (int64_t j = 0; j < columns; j += tile_block)
     for (int64_t i = 0; i < rows; i += tile_block)
-      multiply_tiles_block(depth, a + i * a_row, a_row, b.from + j / tile_block * b.slice, b.pair, c + i * c_row + j,
-                           c_row, add);
+      multiply_tiles_block<parts>(depth, a + i * a_row, a_plane, a_row, b.from + j / tile_block * b.slice, b.plane, b.pair,
+                                  c + i * c_row + j, c_row, add);
 }
 
 }  // namespace SIMMIM_ISA

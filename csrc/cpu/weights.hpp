@@ -180,8 +180,56 @@ void weigh(const Typed<E> &t, const Upstream<Sum<E>> &u, Weights<Sum<E>> &w, Str
   }
 }
 
+// A power of two that brings a tile's weights to about 1, where they are so small or so large that their later parts or
+// their products would leave float32's range, else 1.
+template <class E> Sum<E> scale_of_weights(const Strip<E> &strip, int64_t end) {
+  using T = Sum<E>;
+  Vector<T> most{};
+  for (int64_t i = 0; i < strip.rows; ++i)
+    for (int64_t j = strip.from; j < end; j += Vectors<T>::lanes) {
+      const Vector<T> v = load(strip.scores.get() + i * strip.stride + j), minus_v = -v;
+      most = larger<T>(larger<T>(v, minus_v), most);
+    }
+  const T size = most_of<T>(most);
+  if (size == 0 || !std::isfinite(size) || (size > T(0x1p-40) && size < T(0x1p40))) return T(1);
+  return std::ldexp(T(1), std::clamp(-std::ilogb(size), -120, 120));
+}
+
 // Rounds a tile's weights to what products are made of, where scores are not.
 template <class E> void round_weights(Strip<E> &strip, const Panel<E> &panel) {
+#ifdef SIMMIM_TILES
+  if constexpr (parts<E> > 1) {
+    const int64_t stride = strip.stride, plane = strip.weights_plane, end = std::max(panel.columns, panel.rows);
+    const float scale = scale_of_weights(strip, end);
+    strip.unscale = 1 / scale;
+    for (int64_t i = 0; i < strip.rows; i += 2) {
+      const float *scores = strip.scores.get() + i * stride;
+      E *rows = strip.by_row.get() + i * stride, *pairs = strip.by_column.get() + i * stride;
+#ifdef __AVX512BF16__
+      for (int64_t j = strip.from; j < end; j += 16) {
+        __m512 first = _mm512_mul_ps((__m512)load(scores + j), _mm512_set1_ps(scale));
+        __m512 second = _mm512_mul_ps((__m512)load(scores + stride + j), _mm512_set1_ps(scale));
+        for (int part = 0; part < parts<E>; ++part) {
+          const __m256i a = (__m256i)_mm512_cvtneps_pbh(first), b = (__m256i)_mm512_cvtneps_pbh(second);
+          _mm256_storeu_si256((__m256i *)(rows + part * plane + j), a);
+          _mm256_storeu_si256((__m256i *)(rows + part * plane + stride + j), b);
+          const __m512i of_a = _mm512_cvtepu16_epi32(a), of_b = _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16);
+          _mm512_storeu_si512(pairs + part * plane + 2 * j, _mm512_or_si512(of_a, of_b));
+          first = _mm512_sub_ps(first, _mm512_castsi512_ps(_mm512_slli_epi32(of_a, 16)));
+          second = _mm512_sub_ps(second, _mm512_castsi512_ps(of_b));
+        }
+      }
+#else
+      for (int64_t row = 0; row < 2; ++row)
+        for (int64_t j = strip.from; j < end; ++j) {
+          split(scores[row * stride + j] * scale, rows + row * stride + j, plane);
+          for (int part = 0; part < parts<E>; ++part)
+            pairs[part * plane + 2 * j + row] = rows[part * plane + row * stride + j];
+        }
+#endif
+    }
+  }
+#endif
 #ifdef SIMMIM_BFLOAT16_PRODUCTS
   if constexpr (std::is_same_v<E, bfloat16>) {
     const int64_t stride = strip.stride, end = std::max(panel.columns, panel.rows);

@@ -3,6 +3,9 @@
 All in nats. Nothing here trains, and nothing holds a matrix of scores.
 """
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +35,7 @@ def influences(scores: PairwiseScores) -> dict[str, tuple[float, Tensor]]:
     standard deviation over sqrt(N) is the standard error over pairs: the infinitesimal jackknife (Efron 1981,
     Biometrika 68:589), which is the bootstrap to first order and takes one pass where that takes one a resample.
 
-    Of `nwj`, the critic is 1 + s, which is `js` of s: one number.
+    Of `nwj`, the critic is 1 + s; its value is `js` of s.
     """
     n, _ = scores.shape
     joint, marginal = scores.joint.double(), scores.marginal
@@ -52,6 +55,12 @@ def influences(scores: PairwiseScores) -> dict[str, tuple[float, Tensor]]:
         "infonce": (read["infonce"], terms - terms.mean() - (chosen - chosen.mean())),
         "dv": (read["dv"], from_joint - ((rows + columns) / partition - 2)),
         "nwj": (read["js"], js),
-        "js": (read["js"], js),
         "smile": (read["smile"], from_joint - ((rows_clamped + columns_clamped) / partition_clamped - 2)),
     }
+
+
+@torch.no_grad()
+def pointwise(scores: PairwiseScores) -> np.ndarray:
+    """(N,) s_ii - logmeanexp_j s_ij of square scores: the terms whose mean is InfoNCE."""
+    n, _ = scores.shape
+    return (scores.joint.double() - scores.logsumexp(1).double()).cpu().numpy() + math.log(n)

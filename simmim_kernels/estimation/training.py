@@ -1,68 +1,161 @@
-"""Critics, and how they are trained on some rows, stopped by others and chosen among."""
+"""How critics are trained on some rows, stopped by others and chosen among."""
 
 import copy
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .. import bounds
-from ..critics import GaussianCritic, MLPCritic, SeparableCritic
+from .critics import Averaged, Tower, concatenated, features_of, separable
 from .held_out import calibrated_scores, influences
+from .linear_start import LinearStart, linear_start, refitted
 from .rows import FoldRows
 
-CRITICS = ("separable", "mlp")
-DEFAULT_BATCH = {"separable": 512, "mlp": 128}
-
-_HIDDEN = {"separable": 256, "mlp": 64}
-_FEATURES = 32
-_CHECK_EVERY, _PATIENCE, _LEAST_GAIN = 20, 10, 1e-3
+_CHECK_EVERY, _PATIENCE, _LEAST_GAIN = 20, 8, 1e-3
+_LEAST_FOR_THREADS = 384  # pairs a step
 _DECAY_OF_AVERAGE, _WEIGHT_DECAY = 0.98, 1e-2
 _LINEAR_RATE, _RATE = 5e-3, 1e-3
+# Of InfoNCE on the validation rows: where training adds no more to the linear start, no other start is tried, and the
+# linear one is fitted anew with the validation rows.
+_LITTLE = 2e-3
+
+Report = Callable[[str, int, float], None]
 
 
-class _Tower(nn.Module):
-    """W x, plus a ReLU network of x where `full`; the network starts as zero, and W too where `zero`."""
+@dataclass(frozen=True)
+class Best:
+    """A critic and what InfoNCE reads of it on the validation rows."""
 
-    def __init__(self, width: int, features: int, zero: bool):
-        super().__init__()
-        hidden = _HIDDEN["separable"]
-        self.linear = nn.Linear(width, features, bias=False)
-        self.network = nn.Sequential(
-            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, features)
-        )
-        _zero(self.network[-1])
-        if zero:
-            _zero(self.linear)
-        self.full = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) + self.network(x) if self.full else self.linear(x)
+    value: float
+    stage: str
+    step: int
+    critic: nn.Module
 
 
-def _zero(module: nn.Module) -> None:
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
+@dataclass(frozen=True)
+class Trained:
+    critic: nn.Module
+    best: Best
+    steps: int
+    stopped_early: bool
+    cca: float
+    """InfoNCE of the CCA start on the validation rows; 0 where there is none."""
+    train_infonce: float
+    """InfoNCE of as many training rows as test rows, or of all where they are fewer."""
 
 
-def _build(critic: str, width_x: int, width_y: int) -> nn.Module:
-    """A critic that scores no y above another, so that untrained and calibrated it reads 0 by every bound."""
-    if critic == "mlp":
-        mlp = MLPCritic(width_x, width_y, hidden=_HIDDEN["mlp"])
-        _zero(mlp.output)
-        return mlp
-    features = max(_FEATURES, min(width_x, width_y))
-    return SeparableCritic(
-        _Tower(width_x, features, zero=False), _Tower(width_y, features, zero=True), GaussianCritic()
+def train(data: FoldRows, kind: str, batch_size: int, max_steps: int, seed: int, report: Report) -> Trained:
+    """A critic from the training rows, the best of all checks on the validation rows."""
+    with _threads_for(kind, min(batch_size, len(data.x_train))):
+        return _train(data, kind, batch_size, max_steps, seed, report)
+
+
+@contextmanager
+def _threads_for(kind: str, batch_size: int) -> Iterator[None]:
+    """One thread for steps so small that others would gain little, and on a busy machine cost much by waiting."""
+    before = torch.get_num_threads()
+    if kind == "separable" and batch_size < _LEAST_FOR_THREADS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train(data: FoldRows, kind: str, batch_size: int, max_steps: int, seed: int, report: Report) -> Trained:
+    run = _Run(data, batch_size, max_steps, report, torch.Generator().manual_seed(seed))
+    device = data.x_train.device
+    start: LinearStart | None = None
+    if kind == "mlp":
+        critic = _seeded(seed, partial(concatenated, data)).to(device)
+        untrained = Best(0.0, "untrained", 0, critic)
+        found = [run.stages(untrained)]
+    else:
+        untrained = Best(0.0, "untrained", 0, _seeded(seed, partial(separable, data, None)).to(device))
+        start = linear_start(data, features_of(data)) if max_steps else None
+        found = []
+        if start is not None:
+            report("cca", 0, start.value)
+            linear = Best(start.value, "cca", 0, _seeded(seed, partial(separable, data, start)).to(device))
+            found.append(run.stages(linear))
+        if start is None or found[0].value > start.value + _LITTLE:
+            found.append(run.stages(untrained))
+        if len(found) == 2 and all(best.value > 0 for best in found):
+            both = Averaged([best.critic for best in found])
+            value = _infonce(both, data.x_validation, data.y_validation)
+            report("averaged", run.steps, value)
+            found.append(Best(value, "averaged", run.steps, both))
+    best = max([untrained, *found], key=lambda best: best.value)
+    if best.value < _standard_error(best.critic, data):
+        best = untrained
+    elif start is not None and best.value < start.value + _LITTLE:
+        again = refitted(start, data, features_of(data))
+        best = Best(start.value, "cca", 0, _seeded(seed, partial(separable, data, again)).to(device))
+    seen = slice(len(data.x_test))
+    train_infonce = _infonce(best.critic, data.x_train[seen], data.y_train[seen])
+    return Trained(
+        best.critic, best, run.steps, run.stopped_early, 0.0 if start is None else start.value, train_infonce
     )
+
+
+def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+class _Run:
+    """Training on one fold's rows, with the batches and the count of all steps."""
+
+    def __init__(self, data: FoldRows, batch_size: int, max_steps: int, report: Report, generator: torch.Generator):
+        self.data, self.max_steps, self.report = data, max_steps, report
+        self.batches = _batches(len(data.x_train), batch_size, generator, data.x_train.device)
+        self.steps, self.stopped_early = 0, True
+
+    def stages(self, best: Best) -> Best:
+        """The best check of all stages, or what they began from; each stage begins from the best before it."""
+        critic = copy.deepcopy(best.critic)
+        for stage, parameters, rate in _stages(critic):
+            best = self._stage(critic, stage, parameters, rate, best)
+            critic.load_state_dict(best.critic.state_dict())
+        return best
+
+    def _stage(self, critic: nn.Module, stage: str, parameters: list[Tensor], rate: float, best: Best) -> Best:
+        data = self.data
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=_WEIGHT_DECAY, fused=True)
+        # Checks look at an average of the last weights, which is better than any of them and steadier to choose by.
+        average = AveragedModel(critic, multi_avg_fn=get_ema_multi_avg_fn(_DECAY_OF_AVERAGE))
+        bar, since = best.value, 0
+        for step in range(1, self.max_steps + 1):
+            rows = next(self.batches)
+            loss = -bounds.infonce(critic(data.x_train[rows], data.y_train[rows]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            average.update_parameters(critic)
+            self.steps += 1
+            if step % _CHECK_EVERY and step != self.max_steps:
+                continue
+            value = _infonce(average.module, data.x_validation, data.y_validation)
+            self.report(stage, step, value)
+            if value > best.value:
+                best = Best(value, stage, step, copy.deepcopy(average.module))
+            bar, since = (value, 0) if value > bar + _LEAST_GAIN else (bar, since + 1)
+            if since == _PATIENCE:
+                return best
+        self.stopped_early = False
+        return best
 
 
 def _stages(critic: nn.Module) -> Iterator[tuple[str, list[Tensor], float]]:
     """Name, parameters and learning rate of each stage, the critic being set up for it meanwhile."""
-    towers = [module for module in critic.modules() if isinstance(module, _Tower)]
+    towers = [module for module in critic.modules() if isinstance(module, Tower)]
     if towers:
         for tower in towers:
             tower.full = False
@@ -72,71 +165,10 @@ def _stages(critic: nn.Module) -> Iterator[tuple[str, list[Tensor], float]]:
     yield "full", list(critic.parameters()), _RATE
 
 
-@dataclass(frozen=True)
-class Best:
-    value: float
-    stage: str
-    step: int
-    state: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Trained:
-    critic: nn.Module
-    best: Best
-    steps: int
-    stopped_early: bool
-
-
-def train(
-    data: FoldRows,
-    kind: str,
-    batch_size: int,
-    max_steps: int,
-    seed: int,
-    report: Callable[[str, int, float], None],
-) -> Trained:
-    """A critic from the training rows, the best of all checks on the validation rows."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        critic = _build(kind, data.x_train.shape[1], data.y_train.shape[1]).to(data.x_train.device)
-    batches = _batches(len(data.x_train), batch_size, torch.Generator().manual_seed(seed), data.x_train.device)
-    best = untrained = Best(0.0, "untrained", 0, copy.deepcopy(critic.state_dict()))
-    steps, stopped_early = 0, True
-    for stage, parameters, rate in _stages(critic):
-        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=_WEIGHT_DECAY)
-        # Checks look at an average of the last weights, which is better than any of them and steadier to choose by.
-        average = AveragedModel(critic, multi_avg_fn=get_ema_multi_avg_fn(_DECAY_OF_AVERAGE))
-        bar, since = best.value, 0
-        for step in range(1, max_steps + 1):
-            rows = next(batches)
-            loss = -bounds.infonce(critic(data.x_train[rows], data.y_train[rows]))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            average.update_parameters(critic)
-            steps += 1
-            if step % _CHECK_EVERY and step != max_steps:
-                continue
-            value = _infonce(average.module, data.x_validation, data.y_validation)
-            report(stage, step, value)
-            if value > best.value:
-                best = Best(value, stage, step, copy.deepcopy(average.module.state_dict()))
-            bar, since = (value, 0) if value > bar + _LEAST_GAIN else (bar, since + 1)
-            if since == _PATIENCE:
-                break
-        else:
-            stopped_early = False
-        critic.load_state_dict(best.state)
-    if best.value < _standard_error(critic, data.x_validation, data.y_validation):
-        best = untrained
-        critic.load_state_dict(best.state)
-    return Trained(critic, best, steps, stopped_early)
-
-
-def _standard_error(critic: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Of InfoNCE on these pairs, without which the best of many checks on noise would pass for information."""
-    _, influence = influences(calibrated_scores(critic, x, y, y))["infonce"]
+def _standard_error(critic: nn.Module, data: FoldRows) -> float:
+    """Of InfoNCE on the validation rows, without which the best of many checks on noise would pass for information."""
+    scores = calibrated_scores(critic, data.x_validation, data.y_validation, data.y_validation)
+    _, influence = influences(scores)["infonce"]
     return influence.std().item() / math.sqrt(len(influence))
 
 

@@ -4,7 +4,9 @@ log(e^joint + e^others) - joint = softplus(others - joint), with the log-sum-exp
 holds nearly all, neither the value nor a gradient is then a difference of near equals, which half precision would lose.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,10 +17,54 @@ from ..problem.pointwise import POINTWISE
 from .computation import cast_gradients, is_watched, without_autocast
 from .global_batch import Shards
 from .sharded import all_columns, joint_scores, statistic
+from .with_gradients import WithGradients, differentiable_gradients, with_tensors, without_tensors
 
 
 def cross_entropies(problem: Problem, dims: str, backend: str | None = None, shards: Shards | None = None) -> Tensor:
-    """(1 or 2, N) of a validated problem's pairs, by row and by column as `dims` asks for them; differentiable.
+    """(1 or 2, N) of a validated problem's pairs, by row and by column as `dims` asks for them; differentiable."""
+    p, from_others = _asked(problem, dims, shards)
+    maker = _maker(p, backend, shards) if from_others else None
+    if maker is not None:
+        return CrossEntropies.apply(p, maker, *p.differentiable)
+    return _composed(p, backend, cross_entropy_from_others if from_others else torch.sub, shards)
+
+
+def cross_entropy_sum(
+    problem: Problem,
+    dims: str,
+    divisor: float | Tensor,
+    weights: Tensor | None = None,
+    backend: str | None = None,
+    shards: Shards | None = None,
+) -> Tensor:
+    """() sum of the cross entropies that `cross_entropies` makes, each times its row's weight, by `divisor`.
+
+    With shards that of this rank's own.
+
+    weights (N,) and a divisor that is a tensor () have the compute dtype. A row of weight 0 counts for nothing,
+    whatever its cross entropy, and where the divisor is 0 the sum is NaN, with gradients of 0.
+    """
+    p, from_others = _asked(problem, dims, shards)
+    maker = _maker(p, backend, shards) if from_others else None
+    alone = not any(isinstance(t, Tensor) and t.requires_grad for t in (weights, divisor))
+    if maker is not None and alone:
+        module = BACKENDS[maker]
+        if hasattr(module, "cross_entropy_sum") and module.sums_cross_entropies(p):
+            number = float(divisor)
+            factor = 1 / number if number else math.inf
+            make, again = (partial(function, maker, factor) for function in (_sum_and_gradients, _sum_again))
+            return WithGradients.apply(p, make, again, 1, weights, *p.differentiable)
+    entropies = cross_entropies(problem, dims, backend, shards)
+    if weights is not None:
+        entropies = (weights * entropies).where(weights != 0, 0)
+    if not isinstance(divisor, Tensor):
+        return entropies.sum() / divisor
+    some = divisor != 0
+    return torch.where(some, entropies.sum() / divisor.where(some, 1), torch.nan)
+
+
+def _asked(problem: Problem, dims: str, shards: Shards | None) -> tuple[Problem, bool]:
+    """The statistic that cross entropies come from, and whether it is that of the pairs other than the joint ones.
 
     The plain difference is taken where ids may have left joint pairs out, and over columns with `positives`: a column
     that several rows have for their positive would lose all of them.
@@ -28,11 +74,7 @@ def cross_entropies(problem: Problem, dims: str, backend: str | None = None, sha
     from_others = joint_is_in and (dims == "rows" or _on_the_diagonal(problem, shards))
     if from_others:
         joint = "left_out"
-    p = problem.replace(fn="logsumexp", dims=dims, joint=joint, wants_joint=wants_joint)
-    maker = _maker(p, backend, shards) if from_others else None
-    if maker is not None:
-        return CrossEntropies.apply(p, maker, *p.differentiable)
-    return _composed(p, backend, cross_entropy_from_others if from_others else torch.sub, shards)
+    return problem.replace(fn="logsumexp", dims=dims, joint=joint, wants_joint=wants_joint), from_others
 
 
 def _on_the_diagonal(problem: Problem, shards: Shards | None) -> bool:
@@ -80,9 +122,7 @@ class CrossEntropies(torch.autograd.Function):
     def forward(ctx, problem, backend, *differentiable):
         with without_autocast(problem.x.device):
             entropies, statistics = BACKENDS[backend].cross_entropies(problem, any(ctx.needs_input_grad))
-        # Without its tensors, which held here would outlive a checkpoint or what hooks do with those that are saved.
-        bare = problem.with_differentiable([None] * len(differentiable))
-        ctx.problem = bare.replace(positives=None, row_ids=None, col_ids=None)
+        ctx.problem = without_tensors(problem)
         ctx.backend, ctx.count = backend, len(statistics)
         ctx.save_for_backward(*statistics, problem.positives, problem.row_ids, problem.col_ids, *differentiable)
         return entropies
@@ -92,24 +132,26 @@ class CrossEntropies(torch.autograd.Function):
         saved = ctx.saved_tensors  # once: a checkpoint without reentry makes them anew at every look
         statistics = saved[: ctx.count]
         positives, row_ids, col_ids, *differentiable = saved[ctx.count :]
-        problem = ctx.problem.with_differentiable(differentiable)
-        problem = problem.replace(positives=positives, row_ids=row_ids, col_ids=col_ids)
+        problem = with_tensors(ctx.problem, differentiable, positives, row_ids, col_ids)
         needs = list(ctx.needs_input_grad[2:])
         if torch.is_grad_enabled():
-            return None, None, *_differentiable_gradients(problem, ctx.backend, upstream, needs)
+            compose = partial(_composed, backend=ctx.backend, less=cross_entropy_from_others)
+            return None, None, *differentiable_gradients(problem, compose, upstream, needs)
         problem = problem.with_needs(needs)
         with without_autocast(problem.x.device):
             found = BACKENDS[ctx.backend].cross_entropy_gradients(problem, statistics, upstream, needs)
         return None, None, *cast_gradients(problem, found)
 
 
-def _differentiable_gradients(
-    problem: Problem, backend: str, upstream: Tensor, needs: list[bool]
-) -> list[Tensor | None]:
-    """Gradients of `problem.differentiable` that can be differentiated once more: those of the formulas above."""
-    # Views, so that one tensor in two places has a gradient for each.
-    views = [None if tensor is None else tensor.view_as(tensor) for tensor in problem.differentiable]
-    wanted = [tensor for tensor, need in zip(views, needs, strict=True) if need and tensor is not None]
-    entropies = _composed(problem.with_differentiable(views), backend, cross_entropy_from_others)
-    found = iter(torch.autograd.grad(entropies, wanted, upstream, create_graph=True, materialize_grads=True))
-    return [next(found) if need else None for need in needs]
+def _sum_and_gradients(
+    backend: str, factor: float, problem: Problem, weights: Tensor | None, needs: list[bool]
+) -> tuple[Tensor, list[Tensor | None]]:
+    with without_autocast(problem.x.device):
+        return BACKENDS[backend].cross_entropy_sum(problem.with_needs(needs), weights, factor, needs)
+
+
+def _sum_again(backend: str, factor: float, problem: Problem, weights: Tensor | None) -> Tensor:
+    entropies = _composed(problem, backend, cross_entropy_from_others)
+    if weights is None:
+        return factor * entropies.sum()
+    return ((factor * weights).where(weights != 0, 0) * entropies).sum()

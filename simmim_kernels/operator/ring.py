@@ -17,6 +17,7 @@ from .collectives import AllToAll
 from .computation import cast_gradients, without_autocast
 from .global_batch import Shards
 from .joint import joint_scores as local_joint_scores
+from .with_gradients import with_tensors, without_tensors
 
 
 @torch.compiler.disable(reason='schedule="ring" is not traced: its exchanges between neighbours are not functional')
@@ -34,9 +35,7 @@ class RingStatistic(torch.autograd.Function):
     @staticmethod
     def forward(ctx, problem, backend, shards, *differentiable):
         rows, columns = _forward(problem, backend, shards)
-        bare = problem.with_differentiable([None] * len(differentiable))
-        ctx.problem = bare.replace(positives=None, row_ids=None, col_ids=None)
-        ctx.backend, ctx.shards = backend, shards
+        ctx.problem, ctx.backend, ctx.shards = without_tensors(problem), backend, shards
         optional = (problem.positives, problem.row_ids, problem.col_ids)
         ctx.save_for_backward(rows, columns, *optional, *differentiable)
         return rows, columns
@@ -45,8 +44,7 @@ class RingStatistic(torch.autograd.Function):
     def backward(ctx, grad_rows, grad_columns):
         _refuse_second_derivatives()
         rows, columns, positives, row_ids, col_ids, *differentiable = ctx.saved_tensors
-        problem = ctx.problem.with_differentiable(differentiable)
-        problem = problem.replace(positives=positives, row_ids=row_ids, col_ids=col_ids)
+        problem = with_tensors(ctx.problem, differentiable, positives, row_ids, col_ids)
         needs = list(ctx.needs_input_grad[3:])
 
         def of_block(block: Problem, where: slice) -> list[Tensor | None]:

@@ -67,13 +67,15 @@ def _parts(columns: Tensor, shards: Shards) -> Tensor:
     return parts.view(batch.size, own)
 
 
-def total(problem: Problem, backend: str | None, shards: Shards | None) -> Tensor:
-    """() the sum over all pairs of all ranks."""
+def total(problem: Problem, backend: str | None, shards: Shards | None, divisor: float = 1) -> Tensor:
+    """() the sum over all pairs of all ranks, by a divisor."""
     if shards is not None and shards.batch.schedule == "ring" and local.wants_gradients(problem):
-        return add(ring.total(problem, backend, shards), shards)
-    if len(problem.x) and (shards is None or shards.batch.schedule == "gather"):
-        return add(local.total(problem, backend), shards)
-    return add(_of_own_rows(problem, backend, shards)[0].sum(), shards)
+        own = ring.total(problem, backend, shards) / divisor
+    elif len(problem.x) and (shards is None or shards.batch.schedule == "gather"):
+        own = local.total(problem, backend, divisor)
+    else:
+        own = _of_own_rows(problem, backend, shards)[0].sum() / divisor
+    return add(own, shards)
 
 
 def joint_scores(problem: Problem, shards: Shards | None) -> Tensor:

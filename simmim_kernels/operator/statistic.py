@@ -8,6 +8,7 @@ torch.library.register_autograd.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from .computation import gradients, is_watched, total_and_gradients, values, wit
 from .held import held_statistic, is_held
 from .joint import joint_gradients
 from .second_derivatives import second_derivatives
+from .with_gradients import WithGradients
 
 _PROBLEM = (
     "Tensor x, Tensor y, Tensor[] parameters, Tensor? row_bias, Tensor? col_bias, Tensor? positives, "
@@ -50,14 +52,27 @@ def statistic(problem: Problem, backend: str | None = None) -> tuple[Tensor, Ten
     return _apply(arguments)
 
 
-def total(problem: Problem, backend: str | None = None) -> Tensor:
-    """The sum of the row values of a validated problem with a pointwise function, differentiable."""
+def total(problem: Problem, backend: str | None = None, divisor: float = 1) -> Tensor:
+    """The sum of the row values of a validated problem with a pointwise function, by a divisor; differentiable."""
     if is_held(problem, backend) or not wants_gradients(problem):
-        return statistic(problem, backend)[0].sum()
+        return statistic(problem, backend)[0].sum() / divisor
+    backend = select(problem, backend)
+    if not is_watched():
+        make, again = partial(_total_and_gradients, backend), partial(_total_again, backend)
+        return WithGradients.apply(problem, make, again, 1 / divisor, None, *problem.differentiable)
     needs = [t is not None and t.requires_grad for t in problem.differentiable]
-    settings, tensors = _arguments_of_function((*problem.arguments(), select(problem, backend)))
-    function = PairwiseTotal if is_watched() else EagerTotal
-    return function.apply(settings, needs, *tensors)[0]
+    settings, tensors = _arguments_of_function((*problem.arguments(), backend))
+    return PairwiseTotal.apply(settings, needs, *tensors)[0] / divisor
+
+
+def _total_and_gradients(
+    backend: str, problem: Problem, weights: None, needs: list[bool]
+) -> tuple[Tensor, list[Tensor | None]]:
+    return total_and_gradients(problem, backend, needs)
+
+
+def _total_again(backend: str, problem: Problem, weights: None) -> Tensor:
+    return statistic(problem, backend)[0].sum()
 
 
 def wants_gradients(problem: Problem) -> bool:
@@ -309,18 +324,3 @@ class PairwiseTotal(torch.autograd.Function):
     def vmap(info, in_dims, *arguments):
         outputs = _loop_over_batch(PairwiseTotal, info, in_dims, arguments)
         return outputs, (0,) * len(outputs)
-
-
-class EagerTotal(torch.autograd.Function):
-    """PairwiseTotal as EagerStatistic is PairwiseStatistic."""
-
-    @staticmethod
-    def forward(ctx, settings, needs, *tensors):
-        value, gradients = _total(*_operands(tensors), *settings, needs)
-        output = (value, *gradients)
-        PairwiseTotal.setup_context(ctx, (settings, needs, *tensors), output)
-        return output
-
-    @staticmethod
-    def backward(ctx, *upstream):
-        return PairwiseTotal.backward(ctx, *upstream)

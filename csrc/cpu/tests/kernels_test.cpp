@@ -114,6 +114,27 @@ bool close(const char *what, const std::vector<float> &got, const std::vector<do
   return false;
 }
 
+// The cross entropies' weighted sum, with its gradients, against the two calls that it stands for.
+bool check_sum(const Case &c, const simmim_problem &p, simmim_gradients g, const std::vector<float> &entropies) {
+  std::vector<float> weights(c.n), upstream(2 * c.n), value(1), dx(c.n * c.d), dy(c.m * c.d), drow(c.n), dx_sum(dx), dy_sum(dy),
+      drow_sum(drow);
+  double sum = 0;
+  for (int64_t i = 0; i < c.n; ++i) weights[i] = float(i % 3);
+  for (int64_t i = 0; i < 2 * c.n; ++i) upstream[i] = weights[i % c.n] / 2, sum += upstream[i] * double(entropies[i]);
+  g.grad_entropies = upstream.data(), g.dx = dx.data(), g.drow = drow.data(), g.dscale = g.dcol = nullptr;
+  if (!c.symmetric) g.dy = dy.data();
+  const simmim_entropy_sum asked{weights.data(), value.data(), 0.5, 1, 1};
+  simmim_gradients made{};
+  made.dx = dx_sum.data(), made.dy = c.symmetric ? nullptr : dy_sum.data(), made.drow = drow_sum.data();
+  if (simmim_backward(&p, &g) || simmim_cross_entropy_sum(&p, &asked, &made)) return false;
+  const auto wide = [](const std::vector<float> &of) { return std::vector<double>(of.begin(), of.end()); };
+  bool good = close("sum", value, {sum}, 1e-6) & close("its dx", dx_sum, wide(dx), 1e-6) &
+              close("its drow", drow_sum, wide(drow), 1e-6);
+  if (!c.symmetric) good &= close("its dy", dy_sum, wide(dy), 1e-6);
+  const simmim_gradients none{};
+  return good & !simmim_cross_entropy_sum(&p, &asked, &none) & close("sum alone", value, {sum}, 1e-6);
+}
+
 bool check(const Case &c) {
   std::mt19937 random(1);
   std::normal_distribution<float> normal;
@@ -178,6 +199,7 @@ bool check(const Case &c) {
   }
   good &= close("drow", drow, t.drow, sums) & close("dx", dx, t.dx, products);
   if (!c.symmetric) good &= close("dcol", dcol, t.dcol, sums) & close("dy", dy, t.dy, products);
+  if (c.entropies) good &= check_sum(c, p, g, entropies);
   // One number, by cancellation small beside what it sums.
   return good & (c.dtype == SIMMIM_BFLOAT16 || close("dscale", dscale, {t.dscale}, sums));
 }

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from .library import ROW_STEP, Gradients, ProblemStruct, Values, loaded, why_not
+from .library import ROW_STEP, EntropySum, Gradients, ProblemStruct, Values, loaded, why_not
 
 # Hidden layers of the concatenated MLP that there are kernels for.
 _MOST_LAYERS = 2
 # Up to this many scores are kept from a forward to its backward, 1 MB of them, instead of being made twice.
 KEPT_SCORES = 2**18
+# A thread for each so many multiply-adds of a problem: fewer are done before a second thread has begun. A score's
+# exponentials count as 64.
+WORK_OF_A_THREAD = 2**20
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _FUNCTIONS = {"logsumexp": 0, "identity": 1, "softplus": 2, "square": 3, "log1mexp": 4}
 # Of `problem.differentiable`, by the number of an MLP's layers, 0 for an inner product: fields of the C interface.
@@ -57,6 +60,14 @@ def _layers(problem: Problem) -> int:
     return len(problem.parameters) // 2
 
 
+def _threads(problem: Problem) -> int:
+    most = torch.get_num_threads()
+    if problem.form != "inner_product":
+        return most
+    n, m = problem.shape
+    return max(1, min(most, n * m * (problem.x.shape[1] + 64) // WORK_OF_A_THREAD))
+
+
 class _Call:
     """One problem as the C interface takes it. Keeps the tensors that it points to alive."""
 
@@ -67,7 +78,8 @@ class _Call:
         layers = _layers(p)
         self.struct = ProblemStruct(  # by place: names take their time, of which a small problem sees much
             x.shape[0], y.shape[0], x.shape[1], x.data_ptr(), y.data_ptr(), *x.stride(), *y.stride(),
-            _DTYPES[x.dtype], _FUNCTIONS[p.fn], _JOINT[p.joint], symmetric, torch.get_num_threads(), layers,
+            _DTYPES[x.dtype], _FUNCTIONS[p.fn], _JOINT[p.joint], symmetric, _threads(p), layers,
+            torch.get_float32_matmul_precision() != "highest",
             1.0 if layers else p.parameters[0].item(), p.lo, p.hi,
             self.point(p.row_bias, dtype), self.point(p.col_bias, dtype),
             self.point(p.positives, torch.int64), self.point(p.row_ids, torch.int64),
@@ -153,6 +165,27 @@ def cross_entropy_gradients(
     return _gradients(problem, needs, dict(zip(names, statistics, strict=True)) | {"grad_entropies": upstream})
 
 
+def sums_cross_entropies(problem: Problem) -> bool:
+    """Whether `cross_entropy_sum` takes it: few scores, and gradients that may wait for their factor."""
+    (n, m), d = problem.shape, problem.x.shape[1]
+    return n * m <= KEPT_SCORES and (n + m) * d <= 4 * KEPT_SCORES
+
+
+def cross_entropy_sum(
+    problem: Problem, weights: Tensor | None, factor: float, needs: list[bool]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """`factor` times the sum of the cross entropies, each times its weight, and its gradients, from one call."""
+    symmetric = problem.symmetric
+    call = _Call(problem, symmetric)
+    value = torch.empty((), dtype=call.dtype)
+    made, gradients = _made(problem, needs, symmetric)
+    asked = EntropySum(
+        call.point(weights, call.dtype), value.data_ptr(), factor, problem.wants_rows, problem.wants_columns
+    )
+    _check(_library().simmim_cross_entropy_sum(call.struct, asked, gradients))
+    return value, made
+
+
 def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
     """The sum of a pointwise function over all pairs, and its gradients, from one look at the scores."""
     total = torch.empty((), dtype=problem.compute_dtype)
@@ -163,15 +196,21 @@ def _gradients(problem: Problem, needs: list[bool], given: dict[str, Tensor]) ->
     """In the compute dtype; of a symmetric problem those by y and col_bias are in those by x and row_bias."""
     symmetric = problem.symmetric
     call = _Call(problem, symmetric)
+    made, gradients = _made(problem, needs, symmetric)
+    for name, tensor in given.items():
+        setattr(gradients, name, call.point(tensor, call.dtype))
+    _check(_library().simmim_backward(call.struct, gradients))
+    return made
+
+
+def _made(problem: Problem, needs: list[bool], symmetric: bool) -> tuple[list[Tensor | None], Gradients]:
+    """Gradients of `problem.differentiable`, to be filled, and as the C interface takes them."""
     if symmetric:
         needs = problem.gradients_made(needs)
-    made = [
-        torch.empty(tensor.shape, dtype=call.dtype) if need and tensor is not None else None
-        for tensor, need in zip(problem.differentiable, needs, strict=True)
-    ]
-    gradients = Gradients(**{name: call.point(tensor, call.dtype) for name, tensor in given.items()})
-    for name, tensor in zip(_GRADIENTS[_layers(problem)], made, strict=True):
-        if tensor is not None:
-            setattr(gradients, name, tensor.data_ptr())
-    _check(_library().simmim_backward(ctypes.byref(call.struct), ctypes.byref(gradients)))
-    return made
+    dtype, made, gradients = problem.compute_dtype, [], Gradients()
+    for name, tensor, need in zip(_GRADIENTS[_layers(problem)], problem.differentiable, needs, strict=True):
+        gradient = torch.empty(tensor.shape, dtype=dtype) if need and tensor is not None else None
+        if gradient is not None:
+            setattr(gradients, name, gradient.data_ptr())
+        made.append(gradient)
+    return made, gradients

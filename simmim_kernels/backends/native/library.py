@@ -13,7 +13,7 @@ from pathlib import Path
 from ..shared_library import Files, Unusable, open_library
 
 # SIMMIM_INTERFACE of csrc/cpu/simmim_cpu.h, which this file follows.
-_INTERFACE = 8
+_INTERFACE = 9
 # SIMMIM_ROW_STEP
 ROW_STEP = 96
 _LIBRARY = Path(__file__).with_name("_native.so")
@@ -31,7 +31,7 @@ class ProblemStruct(ctypes.Structure):
         *((name, c_int64) for name in ("n", "m", "d")),
         *((name, c_void_p) for name in ("x", "y")),
         *((name, c_int64) for name in ("x_row", "x_column", "y_row", "y_column")),
-        *((name, c_int32) for name in ("dtype", "function", "joint", "symmetric", "threads", "layers")),
+        *((name, c_int32) for name in ("dtype", "function", "joint", "symmetric", "threads", "layers", "coarse")),
         *((name, c_double) for name in ("scale", "lo", "hi")),
         *((name, c_void_p) for name in ("row_bias", "col_bias", "positives", "row_ids", "col_ids")),
         *((name, c_int64) for name in ("ids", "grouped")),
@@ -52,6 +52,14 @@ class Gradients(ctypes.Structure):
             *("dx", "dy", "drow", "dcol", "dscale", "total"),
             *("dweight", "dweight_bias", "doutput", "doutput_bias"),
         )
+    )
+
+
+class EntropySum(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("weights", "value")),
+        ("factor", c_double),
+        *((name, c_int32) for name in ("by_row", "by_column")),
     )
 
 
@@ -86,6 +94,8 @@ def _declare(loaded: ctypes.CDLL) -> None:
     loaded.simmim_forward.restype = c_int
     loaded.simmim_backward.argtypes = (POINTER(ProblemStruct), POINTER(Gradients))
     loaded.simmim_backward.restype = c_int
+    loaded.simmim_cross_entropy_sum.argtypes = (POINTER(ProblemStruct), POINTER(EntropySum), POINTER(Gradients))
+    loaded.simmim_cross_entropy_sum.restype = c_int
     for names in (loaded.simmim_built_for, loaded.simmim_instruction_sets, loaded.simmim_in_use):
         names.argtypes, names.restype = (), c_char_p
     loaded.simmim_choose.argtypes = (c_char_p,)
