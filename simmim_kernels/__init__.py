@@ -22,6 +22,7 @@ from .losses import (
 )
 from .models import MutualInformation, SimMIM, SimMIMOutput
 from .multitask import MultiTaskOutput, MultiTaskSimMIM, transfer
+from .operator.global_batch import GlobalBatch
 from .scores import PairwiseScores
 from .version import __version__
 
@@ -33,6 +34,7 @@ __all__ = [
     "DCLLoss",
     "DotCritic",
     "GaussianCritic",
+    "GlobalBatch",
     "InfoNCELoss",
     "LinearCrossEntropyLoss",
     "MLPCritic",

@@ -46,12 +46,13 @@ def infonce(scores: PairwiseScores, symmetric: bool = False) -> Tensor:
     as the diagonal of a square matrix is. A value within 0.1 nat of log M is saturated: the information is
     that or more, and only more columns can tell.
     """
-    n, m = scores.shape
+    ceiling = math.log(scores.shape[1])
     if not validation.flag(symmetric, "symmetric"):
-        return math.log(m) - scores.cross_entropy(1).mean()
+        return ceiling - scores.mean(scores.cross_entropy(1))
+    n, m = scores._own_shape
     if n != m:
         raise ValueError(f"scores must be square for symmetric=True, got shape ({n}, {m})")
-    return math.log(m) - scores._cross_entropies("both").mean()
+    return ceiling - scores.mean(scores._cross_entropies("both").mean(0))
 
 
 @_of_scores
@@ -60,7 +61,7 @@ def dv(scores: PairwiseScores) -> Tensor:
 
     Biased by the log of the batch's own mean.
     """
-    return scores.joint.mean() - _marginal(scores, "dv").logmeanexp((0, 1))
+    return scores.mean(scores.joint) - _marginal(scores, "dv").logmeanexp((0, 1))
 
 
 @_of_scores
@@ -71,7 +72,7 @@ def mine(scores: PairwiseScores, log_running_mean: Tensor | Callable[[Tensor], T
     its log (), or as a function from the log of the batch's partition function to that;
     MutualInformation(bound="mine") keeps it.
     """
-    joint, partition = scores.joint.mean(), _marginal(scores, "mine").logmeanexp((0, 1))
+    joint, partition = scores.mean(scores.joint), _marginal(scores, "mine").logmeanexp((0, 1))
     if callable(log_running_mean):
         log_running_mean = log_running_mean(partition.detach())
     log_running_mean = validation.scalar(log_running_mean, "log_running_mean", partition)
@@ -85,7 +86,7 @@ def nwj(scores: PairwiseScores) -> Tensor:
 
     The optimal critic is 1 + log(p(x, y) / p(x)p(y)).
     """
-    return scores.joint.mean() - (_marginal(scores, "nwj").logmeanexp((0, 1)) - 1).exp()
+    return scores.mean(scores.joint) - (_marginal(scores, "nwj").logmeanexp((0, 1)) - 1).exp()
 
 
 @_of_scores
@@ -97,7 +98,8 @@ def tuba(scores: PairwiseScores, log_baseline: float | Tensor) -> Tensor:
     marginal, joint = _marginal(scores, "tuba"), scores.joint
     log_baseline = _per_row(log_baseline, "log_baseline", joint)
     rows = marginal.logsumexp(1) - log_baseline
-    return 1 + (joint - log_baseline).mean() - (rows - _count(marginal).log()).exp().sum()
+    shares = (rows - _count(marginal).log()).exp().sum()
+    return 1 + scores.mean(joint - log_baseline) - scores.over_ranks(shares)
 
 
 @_of_scores
@@ -107,7 +109,7 @@ def js(scores: PairwiseScores) -> Tensor:
     The critic optimal for the Jensen-Shannon objective is log(p(x, y) / p(x)p(y)), so that it is read by tuba
     with log a = 0; read by nwj, it would give I - 1/e.
     """
-    value = 1 + scores.joint.mean() - _marginal(scores, "js").logmeanexp((0, 1)).exp()
+    value = 1 + scores.mean(scores.joint) - _marginal(scores, "js").logmeanexp((0, 1)).exp()
     return _value_with_gradient_of(value, js_divergence(scores))
 
 
@@ -118,7 +120,7 @@ def js_divergence(scores: PairwiseScores) -> Tensor:
     Not nats of mutual information: a Jensen-Shannon divergence, shifted and scaled, at most 0.
     """
     marginal = _marginal(scores, "js_divergence")
-    joint = torch.nn.functional.logsigmoid(scores.joint).mean()
+    joint = scores.mean(torch.nn.functional.logsigmoid(scores.joint))
     return joint - marginal.sum((0, 1), fn="softplus") / _count(marginal)
 
 
@@ -129,7 +131,7 @@ def smile(scores: PairwiseScores, tau: float = 5.0) -> Tensor:
     Song and Ermon 2020 (arXiv:1910.06222). tau > 0, in nats. Neither an upper nor a lower bound for finite tau.
     """
     tau = validation.positive_number(tau, "tau", dtype=scores.dtype)
-    value = scores.joint.mean() - _marginal(scores, "smile").clamp(-tau, tau).logmeanexp((0, 1))
+    value = scores.mean(scores.joint) - _marginal(scores, "smile").clamp(-tau, tau).logmeanexp((0, 1))
     return _value_with_gradient_of(value, js_divergence(scores))
 
 
@@ -159,8 +161,9 @@ def interpolated(scores: PairwiseScores, alpha: float, log_baseline: float | Ten
     log_b_joint = torch.logaddexp(off + log_share, floor)
     log_total = torch.logaddexp(log_b_joint, joint + log_share)
     left = marginal._shifted(log_share - log_total).sum(1, fn="log1mexp")
-    log_ratio = (count * (joint - log_total) - left).sum() / count.sum()
-    return 1 + log_ratio - ((off - log_b_joint).exp().sum() / count.sum())
+    pairs = scores.over_ranks(count.sum())
+    log_ratio = scores.over_ranks((count * (joint - log_total) - left).sum()) / pairs
+    return 1 + log_ratio - scores.over_ranks((off - log_b_joint).exp().sum()) / pairs
 
 
 @_of_scores
@@ -172,19 +175,19 @@ def flo(scores: PairwiseScores, u: float | Tensor) -> Tensor:
     """
     marginal, joint = _marginal(scores, "flo"), scores.joint
     u = _per_row(u, "u", joint)
-    return 1 - (u + (marginal.logmeanexp(1) - joint - u).exp()).mean()
+    return 1 - scores.mean(u + (marginal.logmeanexp(1) - joint - u).exp())
 
 
 @_of_scores
 def leave_one_out(scores: PairwiseScores) -> Tensor:
     """mean(s_ii - logmeanexp_{j != i} s_ij): an upper bound where s = log p(y | x) (Poole et al. 2019)."""
-    return (scores.joint - _marginal(scores, "leave_one_out").logmeanexp(1)).mean()
+    return scores.mean(scores.joint - _marginal(scores, "leave_one_out").logmeanexp(1))
 
 
 @_of_scores
 def club(scores: PairwiseScores) -> Tensor:
     """mean s_ii - mean_ij s_ij over all pairs: an upper bound where s = log p(y | x) (Cheng et al. 2020)."""
-    return scores.joint.mean() - scores.sum((0, 1), fn="identity") / _count(scores)
+    return scores.mean(scores.joint) - scores.sum((0, 1), fn="identity") / _count(scores)
 
 
 @_of_scores
@@ -197,9 +200,11 @@ def barber_agakov(scores: PairwiseScores, prior: Tensor | None = None) -> Tensor
     label_entropy: at most log N, so that more classes than rows want a prior. With the diagonal for its labels this
     is `infonce` of a square matrix.
     """
-    cross_entropy = scores.cross_entropy(1).mean()
+    cross_entropy = scores.mean(scores.cross_entropy(1))
     if prior is None:
-        return label_entropy(scores.positives, scores.shape[1], dtype=scores.dtype) - cross_entropy
+        labels = scores.positives
+        counts = scores.over_ranks(_label_counts(labels, scores.shape[1], torch.ones_like(labels)))
+        return _entropy_of_counts(counts, scores.dtype) - cross_entropy
     prior = validation.probabilities(prior, "prior", scores.shape[1], cross_entropy)
     return entropy(prior.to(scores.dtype)) - cross_entropy
 
@@ -216,9 +221,9 @@ def readouts(scores: PairwiseScores, tau: float = 5.0) -> dict[str, Tensor]:
     with torch.no_grad():
         marginal = _marginal(scores, "readouts")
         joint, rows = scores.joint, marginal.logsumexp(1)
-        mean, partition = joint.mean(), rows.logsumexp(0) - _count(marginal).log()
+        mean, partition = scores.mean(joint), scores._logsumexp(rows) - _count(marginal).log()
         return {
-            "infonce": (joint - torch.logaddexp(joint, rows)).mean() + math.log(scores.shape[1]),
+            "infonce": scores.mean(joint - torch.logaddexp(joint, rows)) + math.log(scores.shape[1]),
             "nwj": mean - (partition - 1).exp(),
             "dv": mean - partition,
             "js": 1 + mean - partition.exp(),
@@ -244,8 +249,15 @@ def label_entropy(target: Tensor, classes: int, ignore_index: int = -100, dtype:
     validation.floating_dtype(dtype, "dtype")
     target = validation.labels(target, "target", classes, ignore_index)
     counted = target != ignore_index
-    counts = torch.zeros(classes, dtype=torch.int64, device=target.device)
-    counts = counts.index_add(0, target.where(counted, 0), counted.long())
+    return _entropy_of_counts(_label_counts(target.where(counted, 0), classes, counted.long()), dtype)
+
+
+def _label_counts(target: Tensor, classes: int, weight: Tensor) -> Tensor:
+    """(C,) int64, of labels (N,) that count as often as their weight (N,) int64 says."""
+    return torch.zeros(classes, dtype=torch.int64, device=target.device).index_add(0, target, weight)
+
+
+def _entropy_of_counts(counts: Tensor, dtype: torch.dtype) -> Tensor:
     return entropy(counts.to(dtype) / counts.sum().clamp(min=1))
 
 

@@ -1,21 +1,24 @@
 """Critics: modules that score every pair of x (N, dx) and y (M, dy), as PairwiseScores.
 
-forward(x, y, positives=None) gives the scores; `positives` (N,) int64 is the column of each row's joint pair, by
-default the diagonal. All but MLPCritic are affine in an inner product of features, so that one kernel family serves
-them.
+forward(x, y, positives=None, group=None) gives the scores; `positives` (N,) int64 is the column of each row's joint
+pair, by default the diagonal, and `group` a process group whose ranks' rows are one batch: see PairwiseScores. All but
+MLPCritic are affine in an inner product of features, so that one kernel family serves them.
 
 All raise TypeError or ValueError naming the argument, what it got and what it needs.
 """
 
 import itertools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .operator.computation import without_autocast
-from .problem import compute_dtype, validation
+from .operator.global_batch import shards_of
+from .operator.sharded import mean_column
+from .problem import Problem, compute_dtype, validation
 from .scores import PairwiseScores, autocast
 
 
@@ -29,8 +32,8 @@ class DotCritic(nn.Module):
         super().__init__()
         self.scale = scale
 
-    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
-        return PairwiseScores(x, y, scale=self.scale, positives=positives)
+    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None, group: Any = None) -> PairwiseScores:
+        return PairwiseScores(x, y, scale=self.scale, positives=positives, group=group)
 
     def extra_repr(self) -> str:
         return "" if isinstance(self.scale, Tensor) else f"scale={self.scale}"
@@ -52,11 +55,12 @@ class CosineCritic(nn.Module):
     def temperature(self) -> float | Tensor:
         return self._temperature if self.log_temperature is None else self.log_temperature.exp()
 
-    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
-        x, y = validation.operands(x, y, ("x", "y"))
+    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None, group: Any = None) -> PairwiseScores:
+        x, y = validation.operands(x, y, ("x", "y"), may_be_empty=group is not None)
         scale = validation.reciprocal(self.temperature, "temperature", x)
         unit = F.normalize(x, dim=1)
-        return PairwiseScores(unit, unit if y is x else F.normalize(y, dim=1), scale=scale, positives=positives)
+        unit_y = unit if y is x else F.normalize(y, dim=1)
+        return PairwiseScores(unit, unit_y, scale=scale, positives=positives, group=group)
 
     def extra_repr(self) -> str:
         return f"temperature={_number(self.temperature):.4g}, learnable={self.log_temperature is not None}"
@@ -74,11 +78,11 @@ class BilinearCritic(nn.Module):
         self.weight = nn.Parameter(torch.empty(dim_x, dim_y))
         nn.init.xavier_uniform_(self.weight)
 
-    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
-        x, y = validation.operands(x, y, ("x", "y"), same_width=False)
+    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None, group: Any = None) -> PairwiseScores:
+        x, y = validation.operands(x, y, ("x", "y"), same_width=False, may_be_empty=group is not None)
         validation.width(x, self.weight.shape[0], "x")
         validation.width(y, self.weight.shape[1], "y")
-        return PairwiseScores(x @ self.weight.to(x.dtype), y, positives=positives)
+        return PairwiseScores(x @ self.weight.to(x.dtype), y, positives=positives, group=group)
 
     def extra_repr(self) -> str:
         return f"dim_x={self.weight.shape[0]}, dim_y={self.weight.shape[1]}"
@@ -102,19 +106,21 @@ class GaussianCritic(nn.Module):
     def bandwidth(self) -> float | Tensor:
         return self._bandwidth if self.log_bandwidth is None else self.log_bandwidth.exp()
 
-    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
-        x, y = autocast(*validation.operands(x, y, ("x", "y")))
+    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None, group: Any = None) -> PairwiseScores:
+        x, y = autocast(*validation.operands(x, y, ("x", "y"), may_be_empty=group is not None))
+        precision = self.bandwidth**-2
+        shards = shards_of(group, Problem(x, y, [validation.scalar(precision, "bandwidth", x)], positives=positives))
         if x.dtype in (torch.float32, torch.float64):
             # Distances do not see a common shift, but their expansion into products loses |shift|^2 digits.
             # In half precision the shift itself would round; the products are exact in float32 there.
-            centre = y.detach().mean(0)
+            centre = mean_column(y.detach(), shards)
             shifted = x - centre
             x, y = shifted, shifted if y is x else y - centre
-        precision = self.bandwidth**-2
         row_bias = -0.5 * precision * x.to(compute_dtype(x.dtype)).square().sum(1)
         # One tensor where x and y are one: half of the scores then stand for all.
         col_bias = row_bias if y is x else -0.5 * precision * y.to(compute_dtype(y.dtype)).square().sum(1)
-        return PairwiseScores(x, y, scale=precision, row_bias=row_bias, col_bias=col_bias, positives=positives)
+        biases = {"row_bias": row_bias, "col_bias": col_bias}
+        return PairwiseScores(x, y, scale=precision, **biases, positives=positives, group=shards)
 
     def extra_repr(self) -> str:
         return f"bandwidth={_number(self.bandwidth):.4g}, learnable={self.log_bandwidth is not None}"
@@ -131,9 +137,10 @@ class SeparableCritic(nn.Module):
         self.g, self.h = g, h
         self.critic = DotCritic() if critic is None else critic
 
-    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
+    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None, group: Any = None) -> PairwiseScores:
         pair = self.g(x), self.h(y)
-        return self.critic(*pair) if positives is None else self.critic(*pair, positives)
+        given = {"positives": positives, "group": group}
+        return self.critic(*pair, **{name: value for name, value in given.items() if value is not None})
 
 
 class MLPCritic(nn.Module):
@@ -153,8 +160,8 @@ class MLPCritic(nn.Module):
         self.hidden_layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.output = nn.Linear(hidden, 1)
 
-    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
-        x, y = self._check(x, y)
+    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None, group: Any = None) -> PairwiseScores:
+        x, y = self._check(x, y, may_be_empty=group is not None)
         first_weight, first_bias, *parameters = [*self.hidden_layers.parameters(), *self.output.parameters()]
         x, y = autocast(x, y)
         # The halves stay in full precision: rounded one by one, their sum could fall on the wrong side of the ReLU.
@@ -163,7 +170,7 @@ class MLPCritic(nn.Module):
         with without_autocast(x.device):
             half_x = F.linear(x.to(dtype), weight_x)
             half_y = F.linear(y.to(dtype), weight_y, first_bias.to(dtype))
-        return PairwiseScores.of_mlp(half_x, half_y, parameters, positives)
+        return PairwiseScores.of_mlp(half_x, half_y, parameters, positives, group)
 
     def pair_scores(self, x: Tensor, y: Tensor) -> Tensor:
         """(N,) scores of the pairs (x_i, y_i) of x (N, dim_x) and y (N, dim_y), by the network as it stands."""
@@ -173,8 +180,11 @@ class MLPCritic(nn.Module):
             hidden = layer(hidden).relu()
         return self.output(hidden).squeeze(1)
 
-    def _check(self, x: Tensor, y: Tensor, same_length: bool = False) -> tuple[Tensor, Tensor]:
-        x, y = validation.operands(x, y, ("x", "y"), same_width=False, same_length=same_length)
+    def _check(
+        self, x: Tensor, y: Tensor, same_length: bool = False, may_be_empty: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        lengths = {"same_length": same_length, "may_be_empty": may_be_empty}
+        x, y = validation.operands(x, y, ("x", "y"), same_width=False, **lengths)
         validation.width(x, self.dim_x, "x")
         validation.width(y, self.dim_y, "y")
         if not torch.is_autocast_enabled(x.device.type) and x.dtype != self.output.weight.dtype:

@@ -5,21 +5,26 @@ Features have shape (N, d) and dtype float64, float32, bfloat16 or float16; loss
 float64 features and in float32 for all others. `reduction` is "mean" or "sum", to (), or "none", to (N,): one value per
 anchor. `temperature`, `logit_scale` and `logit_bias` are numbers, or tensors of one element that may require grad.
 
+With `group`, a process group, a DeviceMesh of one dimension or a GlobalBatch, tensors of shape (N, ...) are this rank's
+rows, some or none, of one batch; "mean" and "sum" are over the anchors of all ranks, and the same on each, "none" is of
+this rank's own. Every rank makes the same call.
+
 All raise TypeError or ValueError naming the argument, what it got and what it needs.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from .loss_parts import REDUCTIONS, Loss, inverse, reduced, reduced_over
 from .operator.computation import without_autocast
 from .operator.cross_entropy import cross_entropy_from_others
-from .problem import compute_dtype, validation
-from .problem.ids import dense_ranks
+from .operator.global_batch import shards_of
+from .problem import Problem, compute_dtype, validation
 from .scores import PairwiseScores, autocast
 from .supervised_contrast import supervised_contrast
-
-REDUCTIONS = ("mean", "sum", "none")
 
 
 def info_nce_loss(
@@ -29,30 +34,40 @@ def info_nce_loss(
     temperature: float | Tensor = 0.1,
     reduction: str = "mean",
     symmetric: bool = False,
+    group: Any = None,
 ) -> Tensor:
     """InfoNCE over cosine similarities (van den Oord et al. 2018, eq. 4), as the package info-nce-pytorch has it.
 
     query, positive_key: (N, d), one pair a row. Without negative_keys the other rows' positive keys are the
-    negatives; negative_keys (M, d) take their place, shared by all queries. symmetric=True averages the losses of
-    both directions, from one pass; it needs in-batch negatives.
+    negatives; negative_keys (M, d) take their place, shared by all queries: with a group those of every rank, of which
+    each brings its own. symmetric=True averages the losses of both directions, from one pass; it needs in-batch
+    negatives.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     validation.positive(temperature, "temperature")
     validation.flag(symmetric, "symmetric")
-    validation.operands(query, positive_key, ("query", "positive_key"), same_length=True)
-    query, positive_key = F.normalize(query, dim=1), F.normalize(positive_key, dim=1)
-    scores = PairwiseScores(query, positive_key, scale=_inverse(temperature, query))
-    if negative_keys is None:
-        return _reduced_entropies(scores, "both" if symmetric else "rows", reduction)
-    if symmetric:
+    if symmetric and negative_keys is not None:
         raise ValueError("symmetric must be False where negative_keys are given: they have no direction back")
-    validation.operands(query, negative_keys, ("query", "negative_keys"))
-    negatives = PairwiseScores(query, F.normalize(negative_keys, dim=1), scale=_inverse(temperature, query))
-    return _reduce(cross_entropy_from_others(negatives.logsumexp(1), scores.joint), reduction)
+    some = group is not None
+    validation.operands(query, positive_key, ("query", "positive_key"), same_length=True, may_be_empty=some)
+    if negative_keys is not None:
+        validation.operands(query, negative_keys, ("query", "negative_keys"), may_be_empty=some)
+    query, positive_key = F.normalize(query, dim=1), F.normalize(positive_key, dim=1)
+    scale = inverse(temperature, query)
+    if negative_keys is None:
+        scores = PairwiseScores(query, positive_key, scale=scale, group=group)
+        return _reduced_entropies(scores, "both" if symmetric else "rows", reduction)
+    negatives = PairwiseScores(query, F.normalize(negative_keys, dim=1), scale=scale, group=group)
+    joint = PairwiseScores._of(Problem(*autocast(query, positive_key), [scale])).joint
+    return reduced(cross_entropy_from_others(negatives.logsumexp(1), joint), reduction, negatives._shards)
 
 
 def clip_loss(
-    image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor, reduction: str = "mean"
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float | Tensor,
+    reduction: str = "mean",
+    group: Any = None,
 ) -> Tensor:
     """CLIP's loss (Radford et al. 2021), as open_clip's ClipLoss: features are taken as they are, normalise first.
 
@@ -61,9 +76,10 @@ def clip_loss(
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     names = ("image_features", "text_features")
-    validation.operands(image_features, text_features, names, same_length=True)
+    validation.operands(image_features, text_features, names, same_length=True, may_be_empty=group is not None)
     logit_scale = validation.scalar(logit_scale, "logit_scale", image_features)
-    return _reduced_entropies(PairwiseScores(image_features, text_features, scale=logit_scale), "both", reduction)
+    scores = PairwiseScores(image_features, text_features, scale=logit_scale, group=group)
+    return _reduced_entropies(scores, "both", reduction)
 
 
 def siglip_loss(
@@ -72,6 +88,7 @@ def siglip_loss(
     logit_scale: float | Tensor,
     logit_bias: float | Tensor | None = None,
     reduction: str = "mean",
+    group: Any = None,
 ) -> Tensor:
     """SigLIP's loss (Zhai et al. 2023, alg. 1), as open_clip's SigLipLoss: features are taken as they are.
 
@@ -81,19 +98,21 @@ def siglip_loss(
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     names = ("image_features", "text_features")
-    validation.operands(image_features, text_features, names, same_length=True)
+    validation.operands(image_features, text_features, names, same_length=True, may_be_empty=group is not None)
     logit_scale = validation.scalar(logit_scale, "logit_scale", image_features)
     row_bias = None
     if logit_bias is not None:
         row_bias = validation.scalar(logit_bias, "logit_bias", image_features).expand(len(image_features))
-    scores = PairwiseScores(image_features, text_features, scale=logit_scale, row_bias=row_bias)
+    scores = PairwiseScores(image_features, text_features, scale=logit_scale, row_bias=row_bias, group=group)
     signed = scores._with_joint_negated()  # -log sigmoid(z s) = softplus(-z s)
     if reduction == "none":
         return signed.sum(1, fn="softplus")
-    return signed._total("softplus", len(image_features) if reduction == "mean" else 1)
+    return signed._total("softplus", scores.anchors if reduction == "mean" else 1)
 
 
-def nt_xent_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.5, reduction: str = "mean") -> Tensor:
+def nt_xent_loss(
+    z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.5, reduction: str = "mean", group: Any = None
+) -> Tensor:
     """NT-Xent (Chen et al. 2020, SimCLR, eq. 1), as lightly's NTXentLoss.
 
     z1, z2: (N, d), two views of an example a row. Each of the 2N views is an anchor, its other view the positive, all
@@ -101,16 +120,24 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.5, redu
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     validation.positive(temperature, "temperature")
-    validation.operands(z1, z2, ("z1", "z2"), same_length=True)
+    validation.operands(z1, z2, ("z1", "z2"), same_length=True, may_be_empty=group is not None)
     n = len(z1)
     z = F.normalize(torch.cat([z1, z2]), dim=1)
+    scale = inverse(temperature, z)
+    shards = shards_of(group, Problem(z, z, [scale]))
     index = torch.arange(2 * n, device=z.device)
-    scores = PairwiseScores(z, z, scale=_inverse(temperature, z), positives=index.roll(n))
+    if shards is not None:
+        index = index + shards.first_row
+    scores = PairwiseScores(z, z, scale=scale, positives=index.roll(n), group=shards)
     return _reduced_entropies(scores.exclude(index, index, keep_joint=True), "rows", reduction)
 
 
 def supcon_loss(
-    features: Tensor, labels: Tensor, temperature: float | Tensor = 0.07, reduction: str = "mean"
+    features: Tensor,
+    labels: Tensor,
+    temperature: float | Tensor = 0.07,
+    reduction: str = "mean",
+    group: Any = None,
 ) -> Tensor:
     """Supervised contrastive loss (Khosla et al. 2020, L_out, eq. 2); features (N, d), integer labels (N,).
 
@@ -120,15 +147,19 @@ def supcon_loss(
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     validation.positive(temperature, "temperature")
-    validation.features(features, "features")
-    classes = dense_ranks(validation.integers(labels, "labels", len(features), features))
+    validation.features(features, "features", may_be_empty=group is not None)
+    labels = validation.integers(labels, "labels", len(features), features)
     with without_autocast(features.device):
         x = F.normalize(features.to(compute_dtype(features.dtype)), dim=1)
-    values, counted = supervised_contrast(x, classes, _inverse(temperature, x), features.dtype)
-    return _reduce_over(values, counted, reduction, empty=0.0)
+    scale = inverse(temperature, x)
+    shards = shards_of(group, Problem(x, x, [scale]))
+    values, counted = supervised_contrast(x, labels, scale, features.dtype, shards)
+    return reduced_over(values, counted, reduction, empty=0.0, shards=shards)
 
 
-def dcl_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.1, reduction: str = "mean") -> Tensor:
+def dcl_loss(
+    z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.1, reduction: str = "mean", group: Any = None
+) -> Tensor:
     """Decoupled contrastive loss (Yeh et al. 2022, eq. 6), as lightly 1.6's DCLLoss.
 
     NT-Xent without the positive pair in the denominator: -s_ii + the log-sum-exp over the other rows of both views,
@@ -136,16 +167,17 @@ def dcl_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.1, reductio
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     validation.positive(temperature, "temperature")
-    validation.operands(z1, z2, ("z1", "z2"), same_length=True)
-    if len(z1) < 2:
-        raise ValueError(f"z1 and z2 must have at least two rows, got {tuple(z1.shape)}")
+    validation.operands(z1, z2, ("z1", "z2"), same_length=True, may_be_empty=group is not None)
     z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
-    scale = _inverse(temperature, z1)
-    across = PairwiseScores(z1, z2, scale=scale)
+    scale = inverse(temperature, z1)
+    across = PairwiseScores(z1, z2, scale=scale, group=group)
+    if across.anchors < 2:
+        raise ValueError(f"z1 and z2 must have at least two rows, got {tuple(z1.shape)}")
+    shards = across._shards
     rows, columns = across.marginal.logsumexps()
-    within = [PairwiseScores(z, z, scale=scale).marginal.logsumexp(1) for z in (z1, z2)]
+    within = [PairwiseScores(z, z, scale=scale, group=shards).marginal.logsumexp(1) for z in (z1, z2)]
     negatives = torch.logaddexp(rows, within[0]) + torch.logaddexp(columns, within[1])
-    return _reduce(negatives / 2 - across.joint, reduction)
+    return reduced(negatives / 2 - across.joint, reduction, shards)
 
 
 def linear_cross_entropy(
@@ -157,6 +189,7 @@ def linear_cross_entropy(
     reduction: str = "mean",
     class_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
+    group: Any = None,
 ) -> Tensor:
     """F.cross_entropy(F.linear(x, weight, bias), target, class_weight) without the (N, C) logits.
 
@@ -164,12 +197,12 @@ def linear_cross_entropy(
     class_weight (C,) is cross_entropy's `weight`: a row counts as much as its target's class. label_smoothing in
     [0, 1] is the share of the target that goes to all classes alike (Szegedy et al. 2016, sec. 7), in O((N + C) d).
     As in PyTorch the mean divides by the class weights of the rows that are not ignored, by their number without any,
-    and is NaN where that is 0.
+    and is NaN where that is 0. With a group every rank has all of weight, bias and class_weight.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     label_smoothing = validation.fraction(label_smoothing, "label_smoothing")
     ignore_index = validation.integer(ignore_index, "ignore_index")
-    x, weight = autocast(*validation.operands(x, weight, ("x", "weight")))
+    x, weight = autocast(*validation.operands(x, weight, ("x", "weight"), may_be_empty=group is not None))
     classes = len(weight)
     target = validation.indices(target, "target", len(x), classes, x, also=ignore_index)
     if bias is not None:
@@ -178,9 +211,10 @@ def linear_cross_entropy(
         class_weight = validation.vector(class_weight, "class_weight", classes, x)
     counted = target != ignore_index
     target = target.where(counted, 0)
-    scores = PairwiseScores(x, weight, col_bias=bias, positives=target)
+    problem = Problem(x, weight, [validation.scalar(1.0, "scale", x)], col_bias=bias, positives=target)
+    scores, shards = PairwiseScores._of(problem), shards_of(group, problem)
     row_weight = None if class_weight is None else class_weight.to(scores.dtype)[target]
-    if reduction != "none" and not label_smoothing:
+    if reduction != "none" and not label_smoothing and shards is None:
         counts = counted.to(scores.dtype) if row_weight is None else row_weight.where(counted, 0)
         return scores._cross_entropy_sum("rows", counts.sum() if reduction == "mean" else 1, counts)
     entropies = scores.cross_entropy(1)
@@ -190,7 +224,7 @@ def linear_cross_entropy(
         share = 1 if class_weight is None else class_weight.to(scores.dtype).mean()
         spread = share * (entropies + scores.joint) - _mean_scores(x, weight, bias, class_weight)
         values = (1 - label_smoothing) * values + label_smoothing * spread
-    return _reduce_over(values, counted, reduction, empty=float("nan"), weight=row_weight)
+    return reduced_over(values, counted, reduction, empty=float("nan"), weight=row_weight, shards=shards)
 
 
 def _mean_scores(x: Tensor, weight: Tensor, bias: Tensor | None, class_weight: Tensor | None) -> Tensor:
@@ -212,76 +246,36 @@ def _reduced_entropies(scores: PairwiseScores, dims: str, reduction: str) -> Ten
     if reduction == "none":
         return scores._cross_entropies(dims).mean(0)
     directions = 2 if dims == "both" else 1
-    return scores._cross_entropy_sum(dims, directions * (scores.shape[0] if reduction == "mean" else 1))
+    return scores._cross_entropy_sum(dims, directions * (scores.anchors if reduction == "mean" else 1))
 
 
-def _inverse(temperature: float | Tensor, like: Tensor) -> Tensor:
-    return validation.reciprocal(temperature, "temperature", like)
-
-
-def _reduce(values: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return values
-    return values.mean() if reduction == "mean" else values.sum()
-
-
-def _reduce_over(values: Tensor, counted: Tensor, reduction: str, empty: float, weight: Tensor | None = None) -> Tensor:
-    """The reduction over the rows that count; the others are 0.
-
-    The mean divides by the number of those rows, or by the sum of their weights; where that is 0 it is `empty`.
-    """
-    values = values.where(counted, 0)
-    if reduction != "mean":
-        return _reduce(values, reduction)
-    number = counted.sum() if weight is None else weight.where(counted, 0).sum()
-    return torch.where(number != 0, values.sum() / number.where(number != 0, 1), empty)
-
-
-class _Loss(nn.Module):
-    """Holds a loss function's options; shows them in its repr."""
-
-    def __init__(self, **options):
-        super().__init__()
-        validation.choice(options["reduction"], "reduction", REDUCTIONS)
-        if "temperature" in options:
-            validation.positive(options["temperature"], "temperature")
-        for name, value in options.items():
-            setattr(self, name, value)
-        self._names = tuple(options)
-
-    @property
-    def _options(self) -> dict:
-        return {name: getattr(self, name) for name in self._names}
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self._options.items())
-
-
-class InfoNCELoss(_Loss):
+class InfoNCELoss(Loss):
     """`info_nce_loss` as a Module: forward(query (N, d), positive_key (N, d), negative_keys (M, d) or None)."""
 
-    def __init__(self, temperature: float | Tensor = 0.1, reduction: str = "mean", symmetric: bool = False):
-        super().__init__(temperature=temperature, reduction=reduction, symmetric=symmetric)
+    def __init__(
+        self, temperature: float | Tensor = 0.1, reduction: str = "mean", symmetric: bool = False, group: Any = None
+    ):
+        super().__init__(temperature=temperature, reduction=reduction, symmetric=symmetric, group=group)
 
     def forward(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None) -> Tensor:
         return info_nce_loss(query, positive_key, negative_keys, **self._options)
 
 
-class ClipLoss(_Loss):
+class ClipLoss(Loss):
     """`clip_loss` as a Module: forward(image_features (N, d), text_features (N, d), logit_scale)."""
 
-    def __init__(self, reduction: str = "mean"):
-        super().__init__(reduction=reduction)
+    def __init__(self, reduction: str = "mean", group: Any = None):
+        super().__init__(reduction=reduction, group=group)
 
     def forward(self, image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor) -> Tensor:
         return clip_loss(image_features, text_features, logit_scale, **self._options)
 
 
-class SigLipLoss(_Loss):
+class SigLipLoss(Loss):
     """`siglip_loss` as a Module: forward(image_features (N, d), text_features (N, d), logit_scale, logit_bias=None)."""
 
-    def __init__(self, reduction: str = "mean"):
-        super().__init__(reduction=reduction)
+    def __init__(self, reduction: str = "mean", group: Any = None):
+        super().__init__(reduction=reduction, group=group)
 
     def forward(
         self,
@@ -293,40 +287,40 @@ class SigLipLoss(_Loss):
         return siglip_loss(image_features, text_features, logit_scale, logit_bias, **self._options)
 
 
-class NTXentLoss(_Loss):
+class NTXentLoss(Loss):
     """`nt_xent_loss` as a Module: forward(z1 (N, d), z2 (N, d))."""
 
-    def __init__(self, temperature: float | Tensor = 0.5, reduction: str = "mean"):
-        super().__init__(temperature=temperature, reduction=reduction)
+    def __init__(self, temperature: float | Tensor = 0.5, reduction: str = "mean", group: Any = None):
+        super().__init__(temperature=temperature, reduction=reduction, group=group)
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         return nt_xent_loss(z1, z2, **self._options)
 
 
-class SupConLoss(_Loss):
+class SupConLoss(Loss):
     """`supcon_loss` as a Module: forward(features (N, d), labels (N,))."""
 
-    def __init__(self, temperature: float | Tensor = 0.07, reduction: str = "mean"):
-        super().__init__(temperature=temperature, reduction=reduction)
+    def __init__(self, temperature: float | Tensor = 0.07, reduction: str = "mean", group: Any = None):
+        super().__init__(temperature=temperature, reduction=reduction, group=group)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         return supcon_loss(features, labels, **self._options)
 
 
-class DCLLoss(_Loss):
+class DCLLoss(Loss):
     """`dcl_loss` as a Module: forward(z1 (N, d), z2 (N, d))."""
 
-    def __init__(self, temperature: float | Tensor = 0.1, reduction: str = "mean"):
-        super().__init__(temperature=temperature, reduction=reduction)
+    def __init__(self, temperature: float | Tensor = 0.1, reduction: str = "mean", group: Any = None):
+        super().__init__(temperature=temperature, reduction=reduction, group=group)
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         return dcl_loss(z1, z2, **self._options)
 
 
-class LinearCrossEntropyLoss(_Loss):
+class LinearCrossEntropyLoss(Loss):
     """`linear_cross_entropy` as a Module: forward(x (N, d), weight (C, d), target (N,), bias (C,) or None).
 
-    ignore_index, class_weight (C,) and label_smoothing are what the function takes; class_weight becomes a buffer.
+    ignore_index, class_weight (C,), label_smoothing and group are the function's; class_weight becomes a buffer.
     """
 
     class_weight: Tensor | None
@@ -337,10 +331,12 @@ class LinearCrossEntropyLoss(_Loss):
         reduction: str = "mean",
         class_weight: Tensor | None = None,
         label_smoothing: float = 0.0,
+        group: Any = None,
     ):
         validation.fraction(label_smoothing, "label_smoothing")
         validation.integer(ignore_index, "ignore_index")
-        super().__init__(ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
+        options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+        super().__init__(**options, group=group)
         # A buffer, as in nn.CrossEntropyLoss: it moves and is saved with the module.
         self.register_buffer("class_weight", class_weight)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import bounds
 from .critics import CosineCritic
+from .operator.global_batch import global_batch
 from .problem import validation
 from .scores import PairwiseScores
 
@@ -40,6 +41,8 @@ class MutualInformation(nn.Module):
     PairwiseScores. `bound` is a name of simmim_kernels.bounds, or a function or module of your own from
     (scores, **params) to a scalar; `params` go to it. The per-row parameters, log_baseline and u, may
     be numbers, tensors, nn.Parameters or modules: log_baseline(x) and u(x, y), each to (N,) or (N, 1).
+    With `group`, which goes to the critic, the bound is that of the rows of all its ranks, with the same value on each;
+    a bound of your own then takes its means by scores.mean.
 
     bound="mine" keeps the running mean of the partition function, as its log, in the buffer `log_running_mean`:
     running mean = decay * running mean + (1 - decay) * batch mean, from training batches only, with
@@ -55,9 +58,12 @@ class MutualInformation(nn.Module):
         self,
         critic: Callable[..., PairwiseScores],
         bound: str | Callable[..., Tensor] = "infonce",
+        *,
+        group: Any = None,
         **params: Any,
     ):
         super().__init__()
+        self.group = None if group is None else global_batch(group)
         validation.function(critic, "critic")
         if not callable(bound):
             validation.choice(bound, "bound", list(BOUNDS))
@@ -104,7 +110,7 @@ class MutualInformation(nn.Module):
         return BOUNDS[self.bound] if isinstance(self.bound, str) else self.bound
 
     def _scores(self, *tensors: Tensor) -> PairwiseScores:
-        scores = self.critic(*tensors)
+        scores = self.critic(*tensors) if self.group is None else self.critic(*tensors, group=self.group)
         validation.scores(scores, PairwiseScores, of_critic=True)
         return scores
 
@@ -172,7 +178,7 @@ class SimMIM(nn.Module):
     collapses. The marginal term that every bound adds is what keeps the encodings apart.
 
     `critic` is by default CosineCritic(temperature=0.1); `projector`, where given, stands between the encoder and
-    the critic and is left out of `encode`; `params` go to the bound, as in MutualInformation.
+    the critic and is left out of `encode`; `group` and `params` are those of MutualInformation.
 
     forward(view1, view2) -> SimMIMOutput(loss, mi, z1, z2): two views of the same N examples, as `encoder` takes them,
     to points (N, k).
@@ -186,6 +192,8 @@ class SimMIM(nn.Module):
         critic: Callable[..., PairwiseScores] | None = None,
         bound: str | Callable[..., Tensor] = "infonce",
         projector: nn.Module | None = None,
+        *,
+        group: Any = None,
         **params: Any,
     ):
         super().__init__()
@@ -193,7 +201,7 @@ class SimMIM(nn.Module):
         self.encoder = encoder
         self.projector = nn.Identity() if projector is None else projector
         critic = CosineCritic(temperature=0.1) if critic is None else critic
-        self.information = MutualInformation(critic, bound, **params)
+        self.information = MutualInformation(critic, bound, group=group, **params)
 
     def encode(self, x: Tensor) -> Tensor:
         """(N, k) points on the manifold, of x as the encoder takes it."""

@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backends import reference
+from .operator import sharded
 from .operator.computation import without_autocast
 from .operator.cross_entropy import cross_entropies, cross_entropy_sum
-from .operator.joint import joint_scores
-from .operator.statistic import statistic, total
+from .operator.global_batch import shards_of
 from .problem import Problem, validation
-from .problem.ids import excluded_counts, joint_ranks
+from .problem.ids import joint_ranks
 from .problem.pointwise import POINTWISE
 
 # Counting pairs looks at every subset of the exclusions, so that their number is limited.
@@ -34,6 +34,12 @@ class PairwiseScores:
     (). `backend` is a name of `backends()`, or None for the choice of `use_backend`, of the environment, or of the
     first that can run it; one that is named and cannot raises RuntimeError, with the reason.
 
+    With `group`, a ProcessGroup, a DeviceMesh of one dimension or a GlobalBatch, all ranks' rows are one problem: x and
+    y are this rank's rows of it, some or none, and so are biases and ids. The scores are then those of this rank's
+    anchors and every rank's candidates, (n, M), `positives` count columns in the order of the ranks, and default to
+    this rank's own diagonal. Statistics over dim 0 are of this rank's candidates, (m,), over every rank's anchors;
+    those over (0, 1) of all pairs. Every rank must make the same calls. Of gradients GlobalBatch says more.
+
     Raises TypeError or ValueError for operands of unequal width, dtype or device, and for empty ones.
     """
 
@@ -46,40 +52,61 @@ class PairwiseScores:
         row_bias: Tensor | None = None,
         col_bias: Tensor | None = None,
         positives: Tensor | None = None,
+        group: Any = None,
     ):
-        x, y = autocast(*validation.operands(x, y, ("x", "y")))
-        self._adopt(Problem(x, y, [validation.scalar(scale, "scale", x)]), row_bias, col_bias, positives)
+        x, y = autocast(*validation.operands(x, y, ("x", "y"), may_be_empty=group is not None))
+        self._adopt(Problem(x, y, [validation.scalar(scale, "scale", x)]), row_bias, col_bias, positives, group)
 
     @classmethod
     def of_mlp(
-        cls, x: Tensor, y: Tensor, parameters: Sequence[Tensor], positives: Tensor | None = None
+        cls, x: Tensor, y: Tensor, parameters: Sequence[Tensor], positives: Tensor | None = None, group: Any = None
     ) -> "PairwiseScores":
         """Scores of a ReLU network on concatenated operands, from its first layer's two halves.
 
         x (N, H) and y (M, H) are what that layer makes of the two, whose sum is its pre-activation; `parameters` are
-        the weights and biases of the later layers as torch.nn.Linear holds them, the last of one output. `positives` as
-        above. MLPCritic makes all of it (problem/forms.py, ConcatenatedMLP, says more).
+        the weights and biases of the later layers as torch.nn.Linear holds them, the last of one output. `positives`
+        and `group` as above. MLPCritic makes all of it (problem/forms.py, ConcatenatedMLP, says more).
         """
         scores = cls.__new__(cls)
-        x, y = validation.operands(x, y, ("x", "y"))
-        scores._adopt(Problem(x, y, list(parameters), form="concatenated_mlp"), None, None, positives)
+        x, y = validation.operands(x, y, ("x", "y"), may_be_empty=group is not None)
+        scores._adopt(Problem(x, y, list(parameters), form="concatenated_mlp"), None, None, positives, group)
         return scores
 
     def _adopt(
-        self, problem: Problem, row_bias: Tensor | None, col_bias: Tensor | None, positives: Tensor | None
+        self,
+        problem: Problem,
+        row_bias: Tensor | None,
+        col_bias: Tensor | None,
+        positives: Tensor | None,
+        group: Any,
     ) -> None:
         (n, m), x = problem.shape, problem.x
         mirrored = problem.y is x and col_bias is row_bias and problem.form == "inner_product"
-        self._problem = problem.replace(
+        problem = problem.replace(
             row_bias=None if row_bias is None else validation.vector(row_bias, "row_bias", n, x),
             col_bias=None if col_bias is None else validation.vector(col_bias, "col_bias", m, x),
-            positives=None if positives is None else validation.indices(positives, "positives", n, m, x),
+            positives=positives,
             mirrored=mirrored,
         )
+        self._shards = shards = shards_of(group, problem)
+        if positives is not None:
+            m = m if shards is None else shards.all_columns
+            problem = problem.replace(positives=validation.indices(positives, "positives", n, m, x))
+        if shards is not None:
+            self._shards = shards.with_diagonal(positives is None)
+            problem = sharded.spread(problem, shards)
+        self._problem = problem
+
+    @classmethod
+    def _of(cls, problem: Problem) -> "PairwiseScores":
+        """Of a validated problem, one rank's own; it may have no rows."""
+        scores = cls.__new__(cls)
+        scores._problem, scores._shards = problem, None
+        return scores
 
     def _with(self, **changes) -> "PairwiseScores":
         scores = type(self).__new__(type(self))
-        scores._problem = self._problem.replace(**changes)
+        scores._problem, scores._shards = self._problem.replace(**changes), self._shards
         return scores
 
     def __repr__(self) -> str:
@@ -88,8 +115,15 @@ class PairwiseScores:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(N, M), how many anchors and candidates."""
-        return self._problem.shape
+        """(N, M), how many anchors and candidates: with a group this rank's anchors and every rank's candidates."""
+        n, m = self._problem.shape
+        return n, m if self._shards is None else self._shards.all_columns
+
+    @property
+    def _own_shape(self) -> tuple[int, int]:
+        """(n, m), how many anchors and candidates are this rank's own."""
+        shards = self._shards
+        return self._problem.shape if shards is None else (len(self._problem.x), shards.columns[shards.batch.rank])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,7 +142,7 @@ class PairwiseScores:
         """(N,) scores of the joint pairs, in nats, clamped as all are. Raises ValueError where a row has none."""
         self._need_positives()
         with without_autocast(self._problem.x.device):
-            return joint_scores(self._problem)
+            return sharded.joint_scores(self._problem, self._shards)
 
     @property
     def marginal(self) -> "PairwiseScores":
@@ -123,10 +157,10 @@ class PairwiseScores:
 
     def _need_positives(self) -> None:
         n, m = self.shape
-        if self._problem.positives is None and m < n:
+        if self._problem.positives is None and (m < n or self._shards is not None):
             raise ValueError(
-                "positives must be given where there are fewer columns than rows, "
-                f"got none for scores of shape ({n}, {m})"
+                "positives must be given where there are fewer columns than rows"
+                + (f", got none for scores of shape ({n}, {m})" if self._shards is None else " on any rank, got none")
             )
 
     def exclude(self, row_ids: Tensor, col_ids: Tensor, keep_joint: bool = False) -> "PairwiseScores":
@@ -157,11 +191,12 @@ class PairwiseScores:
         return self._with_ids(row_ids, col_ids, keep_joint, grouped=True)
 
     def _with_ids(self, row_ids: Tensor, col_ids: Tensor, keep_joint: bool, grouped: bool) -> "PairwiseScores":
-        p, (n, m) = self._problem, self.shape
+        p, (n, m) = self._problem, self._own_shape
         keep_joint = validation.flag(keep_joint, "keep_joint")
         mirrored = p.mirrored and col_ids is row_ids
         row_ids = validation.integers(row_ids, "row_ids", n, p.x)[None]
-        col_ids = validation.integers(col_ids, "col_ids", m, p.x)[None]
+        col_ids = validation.integers(col_ids, "col_ids", m, p.x)
+        col_ids = (col_ids if self._shards is None else sharded.all_columns(col_ids, self._shards))[None]
         joint = p.joint
         if keep_joint and joint == "counted":
             self._need_positives()
@@ -198,7 +233,7 @@ class PairwiseScores:
         return self._with(row_bias=row_bias if p.row_bias is None else p.row_bias + row_bias, mirrored=False)
 
     def _statistic(self, fn: str, dims: str, backend: str | None) -> tuple[Tensor, Tensor]:
-        return statistic(self._problem.replace(fn=fn, dims=dims), backend)[:2]
+        return sharded.statistic(self._problem.replace(fn=fn, dims=dims), backend, self._shards)[:2]
 
     def logsumexp(self, dim: Dim, backend: str | None = None) -> Tensor:
         """log sum exp over columns (dim 1, to (N,)), rows (dim 0, to (M,)) or all pairs (dim (0, 1), to ()), in nats.
@@ -209,7 +244,11 @@ class PairwiseScores:
         if dims == "columns":
             return self._statistic("logsumexp", "columns", backend)[1]
         rows = self._statistic("logsumexp", "rows", backend)[0]
-        return _logsumexp(rows) if dims == "total" else rows
+        return self._logsumexp(rows) if dims == "total" else rows
+
+    def _logsumexp(self, rows: Tensor) -> Tensor:
+        """() over values (N,), one for each anchor; with a group over the anchors of all ranks."""
+        return sharded.logsumexp(rows, self._shards)
 
     def logsumexps(self, backend: str | None = None) -> tuple[Tensor, Tensor]:
         """logsumexp(1) (N,) and logsumexp(0) (M,), in nats, from one pass over the scores."""
@@ -242,12 +281,12 @@ class PairwiseScores:
     def _cross_entropies(self, dims: str, backend: str | None = None) -> Tensor:
         """(1 or 2, N): cross_entropy(1), cross_entropy(0) or both, as one tensor."""
         self._need_positives()
-        return cross_entropies(self._problem, dims, backend)
+        return cross_entropies(self._problem, dims, backend, self._shards)
 
     def _cross_entropy_sum(self, dims: str, divisor: float | Tensor, weights: Tensor | None = None) -> Tensor:
-        """() sum of `_cross_entropies`, each times its row's weight (N,), by a divisor."""
+        """() sum of `_cross_entropies`, each times its row's weight (N,), by a divisor; with a group over all ranks."""
         self._need_positives()
-        return cross_entropy_sum(self._problem, dims, divisor, weights)
+        return self.over_ranks(cross_entropy_sum(self._problem, dims, divisor, weights, shards=self._shards))
 
     def sum(self, dim: Dim, fn: str = "softplus", backend: str | None = None) -> Tensor:
         """Sum of a pointwise function of the scores, to (N,), (M,) or (): softplus, square, log1mexp or identity.
@@ -263,28 +302,38 @@ class PairwiseScores:
 
     def _total(self, fn: str, divisor: float, backend: str | None = None) -> Tensor:
         """() sum((0, 1), fn) by a divisor."""
-        return total(self._problem.replace(fn=fn, dims="rows"), backend, divisor)
+        return sharded.total(self._problem.replace(fn=fn, dims="rows"), backend, self._shards, divisor)
 
     def count(self, dim: Dim) -> Tensor:
         """int64, how many pairs each entry of a statistic over `dim` sums, in O(N + M) memory."""
-        dims = validation.dimension(dim)
-        n, m = self.shape
-        excluded = excluded_counts(self._problem, by_column=dims == "columns")
-        counts = (n if dims == "columns" else m) - excluded
-        return counts.sum() if dims == "total" else counts
+        return sharded.pair_counts(self._problem, validation.dimension(dim), self._shards)
 
     def _known_count(self, dim: Dim) -> int | None:
         """count(dim) where it is one number that needs no look at any tensor, else None."""
         dims = validation.dimension(dim)
-        n, m = self.shape
+        (n, m), shards = self.shape, self._shards
+        n = n if shards is None else shards.all_rows
         if self._problem.row_ids is not None or (dims == "columns" and self._problem.joint == "left_out"):
             return None
         by_row = m - 1 if self._problem.joint == "left_out" else m
         return {"rows": by_row, "columns": n, "total": n * by_row}[dims]
 
+    @property
+    def anchors(self) -> int:
+        """N, the number of anchors; with a group of those of all ranks."""
+        return self.shape[0] if self._shards is None else self._shards.all_rows
+
+    def mean(self, values: Tensor) -> Tensor:
+        """() the mean of values (N,), one for each anchor; with a group over the anchors of all ranks."""
+        return sharded.mean(values, self._shards)
+
+    def over_ranks(self, value: Tensor) -> Tensor:
+        """The sum over ranks of a value, () or (C,), that each has for its own anchors; as it is without a group."""
+        return sharded.add(value, self._shards)
+
     def dense(self) -> Tensor:
         """(N, M) scores, materialised and differentiable, -inf where excluded: for looking, and for tests."""
-        return reference.dense(self._problem)
+        return sharded.dense(self._problem, self._shards)
 
 
 def autocast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -295,11 +344,3 @@ def autocast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.get_autocast_dtype(kind)
     cast = x.to(dtype)
     return cast, cast if y is x else y.to(dtype)
-
-
-def _logsumexp(values: Tensor) -> Tensor:
-    """torch.logsumexp over all entries, with zero gradient and not NaN where every entry is -inf."""
-    total = values.detach().logsumexp(0)
-    empty = total == -torch.inf
-    safe = torch.where(empty, torch.zeros_like(values), values)
-    return torch.where(empty, total, safe.logsumexp(0))

@@ -53,6 +53,11 @@ def test_demo_reports_and_writes(run_demo):
     assert "linear probe" in printed
 
 
+def test_demo_across_processes_needs_torchrun(capsys):
+    assert main(["demo", "--distributed"]) == 2
+    assert "torchrun --nproc-per-node 2 -m simmim_kernels demo --distributed" in capsys.readouterr().err
+
+
 def test_demo_says_a_line_of_each_stage_where_nothing_moves(run_demo):
     _, printed = run_demo()
     lines = printed.splitlines()

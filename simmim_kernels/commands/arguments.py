@@ -76,6 +76,11 @@ def _add_digits_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of the split, the encoder and the views (default: %(default)s)",
     )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="train in all processes that torchrun started, each on its part of every batch",
+    )
     _add_common_options(parser, Path("simmim-demo"), "manifold.png")
 
 

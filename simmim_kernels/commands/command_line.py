@@ -11,6 +11,7 @@ from ..estimation import DataError
 from .arguments import parser
 from .files import Unwritable
 from .info import info
+from .launched import NotLaunched
 
 
 class _Extra(NamedTuple):
@@ -73,5 +74,5 @@ def _run(command: str, module: str, extra: _Extra, options: dict[str, Any]) -> N
         if missing not in extra.packages:
             raise
         raise _Refused(f'{command} needs {missing}: pip install "simmim_kernels[{extra.name}]"') from error
-    except (DataError, Unwritable, CannotRun) as error:
+    except (DataError, Unwritable, CannotRun, NotLaunched) as error:
         raise _Refused(f"{command}: {error}") from error

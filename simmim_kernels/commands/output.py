@@ -12,10 +12,11 @@ from rich.table import Table
 _MARGINS_AND_RULE, _LAST_RULE = 3, 1
 
 
-def open_console(*, stderr: bool = False) -> Console:
-    """On standard output, or standard error. NO_COLOR, FORCE_COLOR, TERM and COLUMNS are heard."""
+def open_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """On standard output, on standard error, or on neither. NO_COLOR, FORCE_COLOR, TERM and COLUMNS are heard."""
     made = Console(
         stderr=stderr,
+        quiet=quiet,
         # By itself rich takes NO_COLOR for colours alone, and leaves bold and italic in.
         color_system=None if os.environ.get("NO_COLOR") else "auto",
         # What is printed holds names of files, which are no markup.

@@ -1,5 +1,7 @@
 """The critics that are trained: what they are made of, and how two of them are averaged."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -78,8 +80,8 @@ def separable(data: FoldRows, start: LinearStart | None) -> SeparableCritic:
 class Concatenated(MLPCritic):
     """Of the first columns of x and of y, as many as it was made for."""
 
-    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None) -> PairwiseScores:
-        return super().forward(x[:, : self.dim_x], y[:, : self.dim_y], positives)
+    def forward(self, x: Tensor, y: Tensor, positives: Tensor | None = None, group: Any = None) -> PairwiseScores:
+        return super().forward(x[:, : self.dim_x], y[:, : self.dim_y], positives, group)
 
 
 def concatenated(data: FoldRows) -> Concatenated:

@@ -15,30 +15,37 @@ from ..backends import BACKENDS, select
 from ..problem import Problem
 from ..problem.pointwise import POINTWISE
 from .computation import cast_gradients, is_watched, without_autocast
-from .joint import joint_scores
-from .statistic import statistic
+from .global_batch import Shards
+from .sharded import all_columns, joint_scores, statistic
 from .with_gradients import WithGradients, differentiable_gradients, with_tensors, without_tensors
 
 
-def cross_entropies(problem: Problem, dims: str, backend: str | None = None) -> Tensor:
+def cross_entropies(problem: Problem, dims: str, backend: str | None = None, shards: Shards | None = None) -> Tensor:
     """(1 or 2, N) of a validated problem's pairs, by row and by column as `dims` asks for them; differentiable."""
-    p, from_others = _asked(problem, dims)
-    maker = _maker(p, backend) if from_others else None
+    p, from_others = _asked(problem, dims, shards)
+    maker = _maker(p, backend, shards) if from_others else None
     if maker is not None:
         return CrossEntropies.apply(p, maker, *p.differentiable)
-    return _composed(p, backend, cross_entropy_from_others if from_others else torch.sub)
+    return _composed(p, backend, cross_entropy_from_others if from_others else torch.sub, shards)
 
 
 def cross_entropy_sum(
-    problem: Problem, dims: str, divisor: float | Tensor, weights: Tensor | None = None, backend: str | None = None
+    problem: Problem,
+    dims: str,
+    divisor: float | Tensor,
+    weights: Tensor | None = None,
+    backend: str | None = None,
+    shards: Shards | None = None,
 ) -> Tensor:
     """() sum of the cross entropies that `cross_entropies` makes, each times its row's weight, by `divisor`.
+
+    With shards that of this rank's own.
 
     weights (N,) and a divisor that is a tensor () have the compute dtype. A row of weight 0 counts for nothing,
     whatever its cross entropy, and where the divisor is 0 the sum is NaN, with gradients of 0.
     """
-    p, from_others = _asked(problem, dims)
-    maker = _maker(p, backend) if from_others else None
+    p, from_others = _asked(problem, dims, shards)
+    maker = _maker(p, backend, shards) if from_others else None
     alone = not any(isinstance(t, Tensor) and t.requires_grad for t in (weights, divisor))
     if maker is not None and alone:
         module = BACKENDS[maker]
@@ -47,7 +54,7 @@ def cross_entropy_sum(
             factor = 1 / number if number else math.inf
             make, again = (partial(function, maker, factor) for function in (_sum_and_gradients, _sum_again))
             return WithGradients.apply(p, make, again, 1, weights, *p.differentiable)
-    entropies = cross_entropies(problem, dims, backend)
+    entropies = cross_entropies(problem, dims, backend, shards)
     if weights is not None:
         entropies = (weights * entropies).where(weights != 0, 0)
     if not isinstance(divisor, Tensor):
@@ -56,7 +63,7 @@ def cross_entropy_sum(
     return torch.where(some, entropies.sum() / divisor.where(some, 1), torch.nan)
 
 
-def _asked(problem: Problem, dims: str) -> tuple[Problem, bool]:
+def _asked(problem: Problem, dims: str, shards: Shards | None) -> tuple[Problem, bool]:
     """The statistic that cross entropies come from, and whether it is that of the pairs other than the joint ones.
 
     The plain difference is taken where ids may have left joint pairs out, and over columns with `positives`: a column
@@ -64,16 +71,22 @@ def _asked(problem: Problem, dims: str) -> tuple[Problem, bool]:
     """
     joint, wants_joint = problem.joint, problem.form == "inner_product" and problem.joint != "left_out"
     joint_is_in = joint == "kept" or (joint == "counted" and problem.row_ids is None)
-    from_others = joint_is_in and (dims == "rows" or problem.positives is None)
+    from_others = joint_is_in and (dims == "rows" or _on_the_diagonal(problem, shards))
     if from_others:
         joint = "left_out"
     return problem.replace(fn="logsumexp", dims=dims, joint=joint, wants_joint=wants_joint), from_others
 
 
-def _maker(problem: Problem, backend: str | None) -> str | None:
+def _on_the_diagonal(problem: Problem, shards: Shards | None) -> bool:
+    return problem.positives is None if shards is None else shards.diagonal
+
+
+def _maker(problem: Problem, backend: str | None, shards: Shards | None) -> str | None:
     """The backend's name, where it makes cross entropies of its own and nothing wants to see what they are made of."""
-    if is_watched() or not problem.wants_joint:
+    if is_watched() or not problem.wants_joint or not len(problem.x):
         return None
+    if shards is not None and (shards.batch.schedule == "ring" or problem.dims != "rows"):
+        return None  # where statistics of columns, or of columns that are elsewhere, are still to be merged
     name = select(problem, backend)
     return name if hasattr(BACKENDS[name], "cross_entropies") else None
 
@@ -87,14 +100,18 @@ def cross_entropy_from_others(others: Tensor, joint: Tensor) -> Tensor:
     return POINTWISE["softplus"].value(others - joint + hidden)
 
 
-def _composed(problem: Problem, backend: str | None, less: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _composed(
+    problem: Problem, backend: str | None, less: Callable[[Tensor, Tensor], Tensor], shards: Shards | None = None
+) -> Tensor:
     """`less` of a statistic's rows and columns and the joint scores."""
-    rows, columns, joint = statistic(problem, backend)
+    rows, columns, joint = statistic(problem, backend, shards)
     if not problem.wants_joint:
-        joint = joint_scores(problem)
+        joint = joint_scores(problem, shards)
     found = [rows] if problem.wants_rows else []
-    if problem.wants_columns:
-        found.append(columns[: len(joint)] if problem.positives is None else columns[problem.positives])
+    if problem.wants_columns and _on_the_diagonal(problem, shards):
+        found.append(columns[: len(joint)])
+    elif problem.wants_columns:
+        found.append((columns if shards is None else all_columns(columns, shards))[problem.positives])
     return torch.stack([less(sums, joint) for sums in found])
 
 

@@ -5,7 +5,6 @@ Checks that read a tensor's values are made where values are at hand; under torc
 
 import math
 import numbers
-import reprlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,56 +12,24 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
+from .messages import describe, dtype_name, is_dtensor, shown
 from .problem import compute_dtype
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class _Short(reprlib.Repr):
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = 60
-        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 4
-
-    def repr_int(self, x: int, level: int) -> str:
-        # Python itself refuses to write integers of more than 4300 digits.
-        return repr(x) if x.bit_length() <= 128 else f"of {x.bit_length()} bits"
-
-
-_short = _Short()
-
-
-def shown(value: object) -> str:
-    """A value in a few characters of one line."""
-    text = describe(value) if isinstance(value, (Tensor, np.ndarray)) else _short.repr(value)
-    # A function's repr is but an address, a module's a page.
-    return f"a {type(value).__name__}" if " at 0x" in text or "\n" in text else text
-
-
-def describe(value: object) -> str:
-    """What an argument was, for the end of a message: its type and, in short, its value or shape."""
-    if isinstance(value, Tensor) and value.is_nested:
-        return f"a nested {_name(value.dtype)} tensor"
-    if isinstance(value, Tensor):
-        layout = "" if value.layout == torch.strided else f"{_name(value.layout)} "
-        return f"a {layout}{_name(value.dtype)} tensor of shape {tuple(value.shape)} on {value.device}"
-    if isinstance(value, np.ndarray):
-        return f"a {value.dtype} array of shape {value.shape}"
-    text = shown(value)
-    return text if text == f"a {type(value).__name__}" else f"{type(value).__name__} {text}"
-
-
-def _name(value: torch.dtype | torch.layout) -> str:
-    return str(value).removeprefix("torch.")
-
-
 def _dense(value: Tensor, name: str) -> None:
+    if is_dtensor(value):
+        raise TypeError(
+            f"{name} must be a plain tensor, got a DTensor: .to_local() makes one of this rank's rows, "
+            ".full_tensor() one of all"
+        )
     if value.layout != torch.strided or value.is_nested:
         raise TypeError(f"{name} must be a dense tensor, got {describe(value)}; to_dense() makes one")
 
 
-def features(value: object, name: str, may_be_meta: bool = False) -> Tensor:
-    """A (N, d) tensor of a floating dtype with N >= 1 and d >= 1."""
+def features(value: object, name: str, may_be_meta: bool = False, may_be_empty: bool = False) -> Tensor:
+    """A (N, d) tensor of a floating dtype with N >= 1, or N >= 0 where it may be empty, and d >= 1."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor of shape (N, d), got {describe(value)}")
     _dense(value, name)
@@ -70,7 +37,7 @@ def features(value: object, name: str, may_be_meta: bool = False) -> Tensor:
         raise TypeError(f"{name} must have dtype float64, float32, bfloat16 or float16, got {describe(value)}")
     if value.dim() != 2:
         raise ValueError(f"{name} must have shape (N, d), got {describe(value)}")
-    if value.shape[0] == 0 or value.shape[1] == 0:
+    if (value.shape[0] == 0 and not may_be_empty) or value.shape[1] == 0:
         raise ValueError(f"{name} must have at least one row and one column, got {describe(value)}")
     if not may_be_meta:
         _on_a_device(value, name)
@@ -83,10 +50,16 @@ def _on_a_device(value: Tensor, name: str) -> None:
 
 
 def operands(
-    x: object, y: object, names: tuple[str, str], *, same_width: bool = True, same_length: bool = False
+    x: object,
+    y: object,
+    names: tuple[str, str],
+    *,
+    same_width: bool = True,
+    same_length: bool = False,
+    may_be_empty: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Two feature matrices that can be scored against each other."""
-    x, y = features(x, names[0], may_be_meta=True), features(y, names[1], may_be_meta=True)
+    x, y = (features(value, name, True, may_be_empty) for value, name in zip((x, y), names, strict=True))
     if x.device != y.device:
         raise ValueError(f"{names[0]} and {names[1]} must be on one device, got {x.device} and {y.device}")
     _on_a_device(x, names[0])
@@ -132,7 +105,7 @@ def scalar(value: object, name: str, like: Tensor) -> Tensor:
 def _within(value: float, name: str, dtype: torch.dtype) -> float:
     """A number that a dtype holds."""
     if not abs(value) <= torch.finfo(dtype).max:
-        raise ValueError(f"{name} must be finite in {_name(dtype)}, got {value!r}")
+        raise ValueError(f"{name} must be finite in {dtype_name(dtype)}, got {value!r}")
     return value
 
 
@@ -185,7 +158,7 @@ def reciprocal(value: object, name: str, like: Tensor) -> Tensor:
     found, dtype = positive_number(value, name), compute_dtype(like.dtype)
     least = 1 / torch.finfo(dtype).max
     if found < least:
-        raise ValueError(f"{name} must be at least {least:.1g} for {_name(dtype)}, got {found!r}")
+        raise ValueError(f"{name} must be at least {least:.1g} for {dtype_name(dtype)}, got {found!r}")
     return 1 / scalar(found, name, like)
 
 

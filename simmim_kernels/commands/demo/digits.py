@@ -24,12 +24,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from ... import CosineCritic, SimMIM, clip_loss, use_backend
 from ...bounds import SATURATED_WITHIN
 from ...comparison import dense
 from ...comparison.measure import extra_megabytes, forward_backward, interleaved_seconds
 from ..files import check_folder, write
+from ..launched import process_group
 from ..output import open_console, say, show
 from ..progress import stage, track
 from .mnist import HELD_OUT, SIDE, Digits, load_digits
@@ -50,6 +52,7 @@ class Settings:
     backend: str | None
     seed: int
     output: Path
+    distributed: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,23 @@ class Cost:
 
 
 def run(settings: Settings) -> None:
-    """Trains, evaluates, compares and reports; writes manifold.png and metrics.json."""
+    """Trains, evaluates, compares and reports; writes manifold.png and metrics.json.
+
+    Of several processes each trains on its rows of every batch, and the first alone does the rest.
+    """
     check_folder(settings.output)
     start = time.perf_counter()
-    console = open_console()
     torch.manual_seed(settings.seed)
-    with stage(console, "reading digits"):
-        digits = load_digits(settings.seed, settings.device)
     with nullcontext() if settings.backend is None else use_backend(settings.backend):
-        model = build_model().to(settings.device)
-        curve = train_with_progress(model, digits.images, settings, console)
+        if settings.distributed:
+            with process_group(settings.device, "demo --distributed") as group:
+                console = open_console(quiet=group.rank() != 0)
+                digits, model, curve = learn(settings, console, group)
+                if group.rank() != 0:
+                    return
+        else:
+            console = open_console()
+            digits, model, curve = learn(settings, console)
         with stage(console, "probing what was learned"):
             readouts = read_information(model, digits.held_out_images)
             probes = probe_representations(model, digits)
@@ -94,6 +104,7 @@ def run(settings: Settings) -> None:
         "readouts_nats": readouts,
         "steps": len(curve),
         "batch_size": settings.batch_size,
+        "curve_nats": curve,
         "seed": settings.seed,
         "seconds": time.perf_counter() - start,
     }
@@ -102,9 +113,24 @@ def run(settings: Settings) -> None:
     say(console, f"{metrics['seconds']:.0f} s; wrote manifold.png and metrics.json to {settings.output}")
 
 
-def build_model() -> SimMIM:
+def learn(
+    settings: Settings, console: Console, group: ProcessGroup | None = None
+) -> tuple[Digits, SimMIM, list[float]]:
+    """The digits, a model trained on them, and the bound of every step; with a group, by all its processes."""
+    device = settings.device
+    if group is not None and device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
+    with stage(console, "reading digits"):
+        digits = load_digits(settings.seed, device)
+    model = build_model(group).to(device)
+    curve = train_with_progress(model, digits.images, settings, console, group)
+    model.information.group = None  # what is made of the model now, one process makes
+    return digits, model, curve
+
+
+def build_model(group: ProcessGroup | None = None) -> SimMIM:
     encoder = nn.Sequential(nn.Linear(SIDE * SIDE, 500), nn.ReLU(), nn.Linear(500, 10))
-    return SimMIM(encoder, critic=CosineCritic(TEMPERATURE), bound="infonce", symmetric=True)
+    return SimMIM(encoder, critic=CosineCritic(TEMPERATURE), bound="infonce", symmetric=True, group=group)
 
 
 def random_views(images: Tensor) -> Tensor:
@@ -132,13 +158,17 @@ def random_views(images: Tensor) -> Tensor:
     return F.grid_sample(images.view(n, 1, SIDE, SIDE), grid, align_corners=False).flatten(1)
 
 
-def train(model: SimMIM, images: Tensor, steps: int, batch_size: int) -> Iterator[float]:
-    """Yields the bound, in nats, of every step."""
+def train(
+    model: SimMIM, images: Tensor, steps: int, batch_size: int, group: ProcessGroup | None = None
+) -> Iterator[float]:
+    """Yields the bound, in nats, of every step. Every process of a group makes the same batches, and takes its rows."""
+    step: nn.Module = model if group is None else nn.parallel.DistributedDataParallel(model, process_group=group)
+    ranks, rank = (1, 0) if group is None else (group.size(), group.rank())
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, max(steps, 1), pct_start=0.1)
     for _ in range(steps):
         batch = images[torch.randperm(len(images), device=images.device)[:batch_size]]
-        output = model(random_views(batch), random_views(batch))
+        output = step(*(random_views(batch).tensor_split(ranks)[rank] for _ in range(2)))
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
@@ -146,7 +176,9 @@ def train(model: SimMIM, images: Tensor, steps: int, batch_size: int) -> Iterato
         yield output.mi.item()
 
 
-def train_with_progress(model: SimMIM, images: Tensor, settings: Settings, console: Console) -> list[float]:
+def train_with_progress(
+    model: SimMIM, images: Tensor, settings: Settings, console: Console, group: ProcessGroup | None = None
+) -> list[float]:
     """The bound of every step, shown on the way."""
     ceiling = math.log(settings.batch_size)
     at_least = ">=" if console.options.ascii_only else "≥"
@@ -154,7 +186,7 @@ def train_with_progress(model: SimMIM, images: Tensor, settings: Settings, conso
     def describe(mi: float) -> str:
         return f"I {at_least} {mi:.2f} of {ceiling:.2f} nats"
 
-    steps = train(model, images, settings.steps, settings.batch_size)
+    steps = train(model, images, settings.steps, settings.batch_size, group)
     return list(track(steps, settings.steps, console, "training", "steps", describe, describe))
 
 
