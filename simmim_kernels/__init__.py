@@ -1,39 +1,46 @@
 """Pairwise critic scores, mutual-information bounds and contrastive losses without the N x M matrix."""
 
 from . import bounds
+from .alignment import AlignmentUniformityLoss, alignment, alignment_uniformity_loss, uniformity
 from .backends import backends, use_backend
 from .critics import BilinearCritic, CosineCritic, DotCritic, GaussianCritic, MLPCritic, SeparableCritic
 from .estimation import ConditionalEstimate, MutualInformationEstimate, estimate, estimate_conditional
+from .labelled_losses import LabelledNTXentLoss, SupConLoss, labelled_nt_xent_loss, supcon_loss
 from .losses import (
     ClipLoss,
     DCLLoss,
+    DCLWLoss,
     InfoNCELoss,
     LinearCrossEntropyLoss,
     NTXentLoss,
     SigLipLoss,
-    SupConLoss,
     clip_loss,
     dcl_loss,
     info_nce_loss,
     linear_cross_entropy,
+    mises_fisher_weights,
     nt_xent_loss,
     siglip_loss,
-    supcon_loss,
 )
 from .models import MutualInformation, SimMIM, SimMIMOutput
 from .multitask import MultiTaskOutput, MultiTaskSimMIM, transfer
+from .queue import Queue
+from .ranking import RankingLoss, ranking_loss
 from .scores import PairwiseScores
 from .version import __version__
 
 __all__ = [
+    "AlignmentUniformityLoss",
     "BilinearCritic",
     "ClipLoss",
     "ConditionalEstimate",
     "CosineCritic",
     "DCLLoss",
+    "DCLWLoss",
     "DotCritic",
     "GaussianCritic",
     "InfoNCELoss",
+    "LabelledNTXentLoss",
     "LinearCrossEntropyLoss",
     "MLPCritic",
     "MultiTaskOutput",
@@ -42,12 +49,16 @@ __all__ = [
     "MutualInformationEstimate",
     "NTXentLoss",
     "PairwiseScores",
+    "Queue",
+    "RankingLoss",
     "SeparableCritic",
     "SigLipLoss",
     "SimMIM",
     "SimMIMOutput",
     "SupConLoss",
     "__version__",
+    "alignment",
+    "alignment_uniformity_loss",
     "backends",
     "bounds",
     "clip_loss",
@@ -55,10 +66,14 @@ __all__ = [
     "estimate",
     "estimate_conditional",
     "info_nce_loss",
+    "labelled_nt_xent_loss",
     "linear_cross_entropy",
+    "mises_fisher_weights",
     "nt_xent_loss",
+    "ranking_loss",
     "siglip_loss",
     "supcon_loss",
     "transfer",
+    "uniformity",
     "use_backend",
 ]

@@ -8,18 +8,18 @@ anchor. `temperature`, `logit_scale` and `logit_bias` are numbers, or tensors of
 All raise TypeError or ValueError naming the argument, what it got and what it needs.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from .loss_parts import REDUCTIONS, Loss, inverse, reduced, reduced_entropies, reduced_over, rowwise_scores
 from .operator.computation import without_autocast
 from .operator.cross_entropy import cross_entropy_from_others
 from .problem import compute_dtype, validation
-from .problem.ids import dense_ranks
 from .scores import PairwiseScores, autocast
-from .supervised_contrast import supervised_contrast
-
-REDUCTIONS = ("mean", "sum", "none")
 
 
 def info_nce_loss(
@@ -33,37 +33,47 @@ def info_nce_loss(
     """InfoNCE over cosine similarities (van den Oord et al. 2018, eq. 4), as the package info-nce-pytorch has it.
 
     query, positive_key: (N, d), one pair a row. Without negative_keys the other rows' positive keys are the
-    negatives; negative_keys (M, d) take their place, shared by all queries. symmetric=True averages the losses of
-    both directions, from one pass; it needs in-batch negatives.
+    negatives; negative_keys (M, d) take their place, shared by all queries, or (N, K, d), K of each query's own.
+    symmetric=True averages the losses of both directions, from one pass; it needs in-batch negatives.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     validation.positive(temperature, "temperature")
     validation.flag(symmetric, "symmetric")
     validation.operands(query, positive_key, ("query", "positive_key"), same_length=True)
     query, positive_key = F.normalize(query, dim=1), F.normalize(positive_key, dim=1)
-    scores = PairwiseScores(query, positive_key, scale=_inverse(temperature, query))
+    scores = PairwiseScores(query, positive_key, scale=inverse(temperature, query))
     if negative_keys is None:
-        return _reduced_entropies(scores, "both" if symmetric else "rows", reduction)
+        return reduced_entropies(scores, "both" if symmetric else "rows", reduction)
     if symmetric:
         raise ValueError("symmetric must be False where negative_keys are given: they have no direction back")
-    validation.operands(query, negative_keys, ("query", "negative_keys"))
-    negatives = PairwiseScores(query, F.normalize(negative_keys, dim=1), scale=_inverse(temperature, query))
-    return _reduce(cross_entropy_from_others(negatives.logsumexp(1), scores.joint), reduction)
+    if isinstance(negative_keys, Tensor) and negative_keys.dim() == 3:
+        others = rowwise_scores(query, negative_keys, "negative_keys", inverse(temperature, query)).logsumexp(1)
+    else:
+        validation.operands(query, negative_keys, ("query", "negative_keys"))
+        negatives = PairwiseScores(query, F.normalize(negative_keys, dim=1), scale=inverse(temperature, query))
+        others = negatives.logsumexp(1)
+    return reduced(cross_entropy_from_others(others, scores.joint), reduction)
 
 
 def clip_loss(
-    image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor, reduction: str = "mean"
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
     """CLIP's loss (Radford et al. 2021), as open_clip's ClipLoss: features are taken as they are, normalise first.
 
     Mean of the cross entropies of logit_scale <image_i, text_j> over rows and over columns, from one pass.
-    image_features, text_features: (N, d), one pair a row; logit_scale is 1 / temperature.
+    image_features, text_features: (N, d), one pair a row; logit_scale is 1 / temperature. A logit_bias, which is added
+    to every score, drops out of both softmaxes: its gradient is 0, and not none, as DistributedDataParallel wants it.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     names = ("image_features", "text_features")
     validation.operands(image_features, text_features, names, same_length=True)
     logit_scale = validation.scalar(logit_scale, "logit_scale", image_features)
-    return _reduced_entropies(PairwiseScores(image_features, text_features, scale=logit_scale), "both", reduction)
+    loss = reduced_entropies(PairwiseScores(image_features, text_features, scale=logit_scale), "both", reduction)
+    return loss if logit_bias is None else loss + 0 * validation.scalar(logit_bias, "logit_bias", image_features)
 
 
 def siglip_loss(
@@ -105,34 +115,23 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.5, redu
     n = len(z1)
     z = F.normalize(torch.cat([z1, z2]), dim=1)
     index = torch.arange(2 * n, device=z.device)
-    scores = PairwiseScores(z, z, scale=_inverse(temperature, z), positives=index.roll(n))
-    return _reduced_entropies(scores.exclude(index, index, keep_joint=True), "rows", reduction)
+    scores = PairwiseScores(z, z, scale=inverse(temperature, z), positives=index.roll(n))
+    return reduced_entropies(scores.exclude(index, index, keep_joint=True), "rows", reduction)
 
 
-def supcon_loss(
-    features: Tensor, labels: Tensor, temperature: float | Tensor = 0.07, reduction: str = "mean"
+def dcl_loss(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | Tensor = 0.1,
+    reduction: str = "mean",
+    weight_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Supervised contrastive loss (Khosla et al. 2020, L_out, eq. 2); features (N, d), integer labels (N,).
-
-    Every other row of an anchor's class is a positive. The mean runs over the anchors that have one; the others
-    contribute 0. What is left of the loss of a trained model, log of the number of positives apart, keeps its digits
-    (supervised_contrast.py): scores within a class are made in float32 at least, also under autocast.
-    """
-    validation.choice(reduction, "reduction", REDUCTIONS)
-    validation.positive(temperature, "temperature")
-    validation.features(features, "features")
-    classes = dense_ranks(validation.integers(labels, "labels", len(features), features))
-    with without_autocast(features.device):
-        x = F.normalize(features.to(compute_dtype(features.dtype)), dim=1)
-    values, counted = supervised_contrast(x, classes, _inverse(temperature, x), features.dtype)
-    return _reduce_over(values, counted, reduction, empty=0.0)
-
-
-def dcl_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.1, reduction: str = "mean") -> Tensor:
     """Decoupled contrastive loss (Yeh et al. 2022, eq. 6), as lightly 1.6's DCLLoss.
 
-    NT-Xent without the positive pair in the denominator: -s_ii + the log-sum-exp over the other rows of both views,
-    averaged over the two views as anchors. z1, z2: (N, d), two views of an example a row, with N >= 2.
+    NT-Xent without the positive pair in the denominator: -w_i s_ii + the log-sum-exp over the other rows of both views,
+    averaged over the two views as anchors. z1, z2: (N, d), two views of an example a row, with N >= 2. The weights w
+    (N,) are 1, or weight_fn(anchors, positives) of the normalised views, asked once for each order of them:
+    mises_fisher_weights gives DCLW.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     validation.positive(temperature, "temperature")
@@ -140,12 +139,22 @@ def dcl_loss(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.1, reductio
     if len(z1) < 2:
         raise ValueError(f"z1 and z2 must have at least two rows, got {tuple(z1.shape)}")
     z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
-    scale = _inverse(temperature, z1)
+    scale = inverse(temperature, z1)
     across = PairwiseScores(z1, z2, scale=scale)
     rows, columns = across.marginal.logsumexps()
     within = [PairwiseScores(z, z, scale=scale).marginal.logsumexp(1) for z in (z1, z2)]
     negatives = torch.logaddexp(rows, within[0]) + torch.logaddexp(columns, within[1])
-    return _reduce(negatives / 2 - across.joint, reduction)
+    weight = 1 if weight_fn is None else (weight_fn(z1, z2) + weight_fn(z2, z1)) / 2
+    return reduced(negatives / 2 - weight * across.joint, reduction)
+
+
+def mises_fisher_weights(z1: Tensor, z2: Tensor, sigma: float = 0.5) -> Tensor:
+    """(N,) 2 - N softmax(<z1_i, z2_i> / sigma), without gradient: DCLW's weights (Yeh et al. 2022, sec. 3.3).
+
+    z1, z2: (N, d), normalised. Pairs that agree weigh less; the mean weight is 1.
+    """
+    similarity = (z1.detach() * z2.detach()).sum(1) / sigma
+    return 2 - len(z1) * similarity.softmax(0)
 
 
 def linear_cross_entropy(
@@ -190,7 +199,7 @@ def linear_cross_entropy(
         share = 1 if class_weight is None else class_weight.to(scores.dtype).mean()
         spread = share * (entropies + scores.joint) - _mean_scores(x, weight, bias, class_weight)
         values = (1 - label_smoothing) * values + label_smoothing * spread
-    return _reduce_over(values, counted, reduction, empty=float("nan"), weight=row_weight)
+    return reduced_over(values, counted, reduction, empty=float("nan"), weight=row_weight)
 
 
 def _mean_scores(x: Tensor, weight: Tensor, bias: Tensor | None, class_weight: Tensor | None) -> Tensor:
@@ -207,57 +216,7 @@ def _mean_scores(x: Tensor, weight: Tensor, bias: Tensor | None, class_weight: T
         return scores if bias is None else scores + mean(bias)
 
 
-def _reduced_entropies(scores: PairwiseScores, dims: str, reduction: str) -> Tensor:
-    """Cross entropies of the joint pairs by "rows", or the mean of those by row and by column ("both"), reduced."""
-    if reduction == "none":
-        return scores._cross_entropies(dims).mean(0)
-    directions = 2 if dims == "both" else 1
-    return scores._cross_entropy_sum(dims, directions * (scores.shape[0] if reduction == "mean" else 1))
-
-
-def _inverse(temperature: float | Tensor, like: Tensor) -> Tensor:
-    return validation.reciprocal(temperature, "temperature", like)
-
-
-def _reduce(values: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return values
-    return values.mean() if reduction == "mean" else values.sum()
-
-
-def _reduce_over(values: Tensor, counted: Tensor, reduction: str, empty: float, weight: Tensor | None = None) -> Tensor:
-    """The reduction over the rows that count; the others are 0.
-
-    The mean divides by the number of those rows, or by the sum of their weights; where that is 0 it is `empty`.
-    """
-    values = values.where(counted, 0)
-    if reduction != "mean":
-        return _reduce(values, reduction)
-    number = counted.sum() if weight is None else weight.where(counted, 0).sum()
-    return torch.where(number != 0, values.sum() / number.where(number != 0, 1), empty)
-
-
-class _Loss(nn.Module):
-    """Holds a loss function's options; shows them in its repr."""
-
-    def __init__(self, **options):
-        super().__init__()
-        validation.choice(options["reduction"], "reduction", REDUCTIONS)
-        if "temperature" in options:
-            validation.positive(options["temperature"], "temperature")
-        for name, value in options.items():
-            setattr(self, name, value)
-        self._names = tuple(options)
-
-    @property
-    def _options(self) -> dict:
-        return {name: getattr(self, name) for name in self._names}
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self._options.items())
-
-
-class InfoNCELoss(_Loss):
+class InfoNCELoss(Loss):
     """`info_nce_loss` as a Module: forward(query (N, d), positive_key (N, d), negative_keys (M, d) or None)."""
 
     def __init__(self, temperature: float | Tensor = 0.1, reduction: str = "mean", symmetric: bool = False):
@@ -267,17 +226,23 @@ class InfoNCELoss(_Loss):
         return info_nce_loss(query, positive_key, negative_keys, **self._options)
 
 
-class ClipLoss(_Loss):
-    """`clip_loss` as a Module: forward(image_features (N, d), text_features (N, d), logit_scale)."""
+class ClipLoss(Loss):
+    """`clip_loss` as a Module: forward(image_features (N, d), text_features (N, d), logit_scale, logit_bias=None)."""
 
     def __init__(self, reduction: str = "mean"):
         super().__init__(reduction=reduction)
 
-    def forward(self, image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor) -> Tensor:
-        return clip_loss(image_features, text_features, logit_scale, **self._options)
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+    ) -> Tensor:
+        return clip_loss(image_features, text_features, logit_scale, logit_bias, **self._options)
 
 
-class SigLipLoss(_Loss):
+class SigLipLoss(Loss):
     """`siglip_loss` as a Module: forward(image_features (N, d), text_features (N, d), logit_scale, logit_bias=None)."""
 
     def __init__(self, reduction: str = "mean"):
@@ -293,7 +258,7 @@ class SigLipLoss(_Loss):
         return siglip_loss(image_features, text_features, logit_scale, logit_bias, **self._options)
 
 
-class NTXentLoss(_Loss):
+class NTXentLoss(Loss):
     """`nt_xent_loss` as a Module: forward(z1 (N, d), z2 (N, d))."""
 
     def __init__(self, temperature: float | Tensor = 0.5, reduction: str = "mean"):
@@ -303,27 +268,29 @@ class NTXentLoss(_Loss):
         return nt_xent_loss(z1, z2, **self._options)
 
 
-class SupConLoss(_Loss):
-    """`supcon_loss` as a Module: forward(features (N, d), labels (N,))."""
-
-    def __init__(self, temperature: float | Tensor = 0.07, reduction: str = "mean"):
-        super().__init__(temperature=temperature, reduction=reduction)
-
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        return supcon_loss(features, labels, **self._options)
-
-
-class DCLLoss(_Loss):
+class DCLLoss(Loss):
     """`dcl_loss` as a Module: forward(z1 (N, d), z2 (N, d))."""
 
-    def __init__(self, temperature: float | Tensor = 0.1, reduction: str = "mean"):
-        super().__init__(temperature=temperature, reduction=reduction)
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.1,
+        reduction: str = "mean",
+        weight_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ):
+        super().__init__(temperature=temperature, reduction=reduction, weight_fn=weight_fn)
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         return dcl_loss(z1, z2, **self._options)
 
 
-class LinearCrossEntropyLoss(_Loss):
+class DCLWLoss(DCLLoss):
+    """`dcl_loss` with `mises_fisher_weights` of a sigma as a Module: forward(z1 (N, d), z2 (N, d))."""
+
+    def __init__(self, temperature: float | Tensor = 0.1, sigma: float = 0.5, reduction: str = "mean"):
+        super().__init__(temperature, reduction, partial(mises_fisher_weights, sigma=sigma))
+
+
+class LinearCrossEntropyLoss(Loss):
     """`linear_cross_entropy` as a Module: forward(x (N, d), weight (C, d), target (N,), bias (C,) or None).
 
     ignore_index, class_weight (C,) and label_smoothing are what the function takes; class_weight becomes a buffer.

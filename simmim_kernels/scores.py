@@ -209,7 +209,7 @@ class PairwiseScores:
         if dims == "columns":
             return self._statistic("logsumexp", "columns", backend)[1]
         rows = self._statistic("logsumexp", "rows", backend)[0]
-        return _logsumexp(rows) if dims == "total" else rows
+        return logsumexp_over_first(rows) if dims == "total" else rows
 
     def logsumexps(self, backend: str | None = None) -> tuple[Tensor, Tensor]:
         """logsumexp(1) (N,) and logsumexp(0) (M,), in nats, from one pass over the scores."""
@@ -297,8 +297,8 @@ def autocast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return cast, cast if y is x else y.to(dtype)
 
 
-def _logsumexp(values: Tensor) -> Tensor:
-    """torch.logsumexp over all entries, with zero gradient and not NaN where every entry is -inf."""
+def logsumexp_over_first(values: Tensor) -> Tensor:
+    """torch.logsumexp over the first dimension, with zero gradient and not NaN where every entry is -inf."""
     total = values.detach().logsumexp(0)
     empty = total == -torch.inf
     safe = torch.where(empty, torch.zeros_like(values), values)
