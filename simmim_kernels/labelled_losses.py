@@ -36,7 +36,7 @@ def supcon_loss(
     (supervised_contrast.py): scores within a class are made in float32 at least, also under autocast.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
-    data = _labelled(features, labels, ref, ref_labels, ref_index, normalize)
+    data = labelled(features, labels, ref, ref_labels, ref_index, normalize)
     values, counted = supervised_contrast(data, _scale(temperature, data), features.dtype)
     return reduced_over(values, counted, reduction, empty=0.0)
 
@@ -55,10 +55,10 @@ def labelled_nt_xent_loss(
 
     The loss of anchor i and a candidate p of its label is -s_ip + log(e^s_ip + sum of e^s_in over the candidates n of
     other labels); "mean" is over the positive pairs, 0 where there is none, and "none" (N,) the sum over each anchor's.
-    Arguments are those of `supcon_loss`.
+    Arguments, ref, ref_labels, ref_index and normalize among them, are those of `supcon_loss`.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
-    data = _labelled(features, labels, ref, ref_labels, ref_index, normalize)
+    data = labelled(features, labels, ref, ref_labels, ref_index, normalize)
     if reduction == "none":
         return nt_xent_sums(data, _scale(temperature, data), features.dtype, by_anchor=True)
     total = nt_xent_sums(data, _scale(temperature, data), features.dtype, by_anchor=False)
@@ -70,7 +70,7 @@ def _scale(temperature: float | Tensor, data: Labelled) -> Tensor:
     return inverse(temperature, data.x)
 
 
-def _labelled(
+def labelled(
     features: Tensor,
     labels: Tensor,
     ref: Tensor | None,

@@ -29,29 +29,33 @@ def info_nce_loss(
     temperature: float | Tensor = 0.1,
     reduction: str = "mean",
     symmetric: bool = False,
+    normalize: bool = True,
 ) -> Tensor:
     """InfoNCE over cosine similarities (van den Oord et al. 2018, eq. 4), as the package info-nce-pytorch has it.
 
     query, positive_key: (N, d), one pair a row. Without negative_keys the other rows' positive keys are the
     negatives; negative_keys (M, d) take their place, shared by all queries, or (N, K, d), K of each query's own.
-    symmetric=True averages the losses of both directions, from one pass; it needs in-batch negatives.
+    symmetric=True averages the losses of both directions, from one pass; it needs in-batch negatives. normalize=False
+    takes queries and keys as they are, for dot products in place of cosines.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     validation.positive(temperature, "temperature")
     validation.flag(symmetric, "symmetric")
     validation.operands(query, positive_key, ("query", "positive_key"), same_length=True)
-    query, positive_key = F.normalize(query, dim=1), F.normalize(positive_key, dim=1)
+    if validation.flag(normalize, "normalize"):
+        query, positive_key = F.normalize(query, dim=1), F.normalize(positive_key, dim=1)
     scores = PairwiseScores(query, positive_key, scale=inverse(temperature, query))
     if negative_keys is None:
         return reduced_entropies(scores, "both" if symmetric else "rows", reduction)
     if symmetric:
         raise ValueError("symmetric must be False where negative_keys are given: they have no direction back")
     if isinstance(negative_keys, Tensor) and negative_keys.dim() == 3:
-        others = rowwise_scores(query, negative_keys, "negative_keys", inverse(temperature, query)).logsumexp(1)
+        scale = inverse(temperature, query)
+        others = rowwise_scores(query, negative_keys, "negative_keys", scale, normalize).logsumexp(1)
     else:
         validation.operands(query, negative_keys, ("query", "negative_keys"))
-        negatives = PairwiseScores(query, F.normalize(negative_keys, dim=1), scale=inverse(temperature, query))
-        others = negatives.logsumexp(1)
+        negative_keys = F.normalize(negative_keys, dim=1) if normalize else negative_keys
+        others = PairwiseScores(query, negative_keys, scale=inverse(temperature, query)).logsumexp(1)
     return reduced(cross_entropy_from_others(others, scores.joint), reduction)
 
 
@@ -219,8 +223,14 @@ def _mean_scores(x: Tensor, weight: Tensor, bias: Tensor | None, class_weight: T
 class InfoNCELoss(Loss):
     """`info_nce_loss` as a Module: forward(query (N, d), positive_key (N, d), negative_keys (M, d) or None)."""
 
-    def __init__(self, temperature: float | Tensor = 0.1, reduction: str = "mean", symmetric: bool = False):
-        super().__init__(temperature=temperature, reduction=reduction, symmetric=symmetric)
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.1,
+        reduction: str = "mean",
+        symmetric: bool = False,
+        normalize: bool = True,
+    ):
+        super().__init__(temperature=temperature, reduction=reduction, symmetric=symmetric, normalize=normalize)
 
     def forward(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None) -> Tensor:
         return info_nce_loss(query, positive_key, negative_keys, **self._options)

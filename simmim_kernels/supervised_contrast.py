@@ -118,6 +118,27 @@ def nt_xent_sums(data: Labelled, scale: Tensor, dtype: torch.dtype, by_anchor: b
         return pairs.sum(1, fn="softplus").index_select(0, order.argsort())
 
 
+def nt_xent_pairs(data: Labelled, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """(P,) losses softplus(neg_i - s_ip) of all P positive pairs, their anchors and their candidates, in O(P d) memory.
+
+    By anchor, and then by candidate.
+    """
+    device = data.x.device
+    negative = data.negatives(scale, dtype)
+    with without_autocast(device):
+        order = data.ref_classes.argsort(stable=True)
+        sizes = torch.bincount(data.ref_classes, minlength=len(data.x) + len(data.z))
+        first, size = (sizes.cumsum(0) - sizes)[data.classes], sizes[data.classes]
+        anchors = torch.arange(len(data.x), device=device).repeat_interleave(size)
+        place = torch.arange(len(anchors), device=device) - (size.cumsum(0) - size)[anchors]
+        candidates = order[first[anchors] + place]
+        if data.own is not None:
+            others = candidates != data.own[anchors]
+            anchors, candidates = anchors[others], candidates[others]
+        joint = scale * (data.x[anchors] * data.z[candidates]).sum(1)
+        return cross_entropy_from_others(negative[anchors], joint), anchors, candidates
+
+
 def _within_classes(data: Labelled, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(N,) each: pos_i, pos_i - mean_p s_ip, and K_i."""
     others = data.positives_of_each()

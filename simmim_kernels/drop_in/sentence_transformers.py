@@ -1,0 +1,93 @@
+"""sentence-transformers' in-batch ranking losses (of 6.2.0), without the scores.
+
+Exact with cos_sim and dot_score, all directions, partitions and hardness modes; other values of similarity_fct raise
+NotImplementedError.
+"""
+
+from typing import Any
+
+import torch
+from sentence_transformers.sentence_transformer import losses as original
+from sentence_transformers.util import cos_sim, dot_score, pytorch_cos_sim
+from torch import Tensor
+
+from ..ranking import ranking_loss
+from ._processes import only_one
+
+
+def _ranking(loss: Any, embeddings: list[Tensor]) -> Tensor:
+    """The loss with the settings that `loss` has now."""
+    if len(embeddings) < 2:
+        raise ValueError(f"Expected at least 2 embeddings, got {len(embeddings)}")
+    if loss.gather_across_devices:
+        only_one("gather_across_devices=True")
+    normalize = loss.similarity_fct in (cos_sim, pytorch_cos_sim)
+    if not normalize and loss.similarity_fct is not dot_score:
+        raise NotImplementedError(f"similarity_fct must be cos_sim or dot_score of util, got {loss.similarity_fct!r}")
+    queries, positives, *negatives = embeddings
+    return ranking_loss(
+        queries,
+        positives,
+        negatives,
+        temperature=1 / loss.scale,
+        directions=loss.directions,
+        partition_mode=loss.partition_mode,
+        hardness_mode=loss.hardness_mode,
+        hardness_strength=loss.hardness_strength,
+        normalize=normalize,
+    )
+
+
+class MultipleNegativesRankingLoss(original.MultipleNegativesRankingLoss):
+    """sentence-transformers' MultipleNegativesRankingLoss."""
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
+        return _ranking(self, embeddings)
+
+
+class CachedMultipleNegativesRankingLoss(original.CachedMultipleNegativesRankingLoss):
+    """sentence-transformers' CachedMultipleNegativesRankingLoss; mini_batch_size is that of the model alone."""
+
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
+    ) -> Tensor:
+        loss = _ranking(self, [torch.cat(column) for column in reps])
+        if not with_backward:
+            return loss
+        loss.backward()
+        return loss.detach()
+
+
+_SYMMETRIC = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
+
+
+class MultipleNegativesSymmetricRankingLoss(MultipleNegativesRankingLoss):
+    """sentence-transformers' MultipleNegativesSymmetricRankingLoss, which it deprecates."""
+
+    def __init__(self, model, scale=20.0, similarity_fct=cos_sim, gather_across_devices=False):
+        super().__init__(model, scale, similarity_fct, gather_across_devices, **_SYMMETRIC)
+
+
+class CachedMultipleNegativesSymmetricRankingLoss(CachedMultipleNegativesRankingLoss):
+    """sentence-transformers' CachedMultipleNegativesSymmetricRankingLoss, which it deprecates."""
+
+    def __init__(
+        self,
+        model,
+        scale=20.0,
+        similarity_fct=cos_sim,
+        mini_batch_size=32,
+        mini_batch_num_tokens=None,
+        gather_across_devices=False,
+        show_progress_bar=False,
+    ):
+        super().__init__(
+            model,
+            scale,
+            similarity_fct,
+            mini_batch_size,
+            mini_batch_num_tokens,
+            gather_across_devices,
+            show_progress_bar=show_progress_bar,
+            **_SYMMETRIC,
+        )
