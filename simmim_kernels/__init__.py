@@ -3,6 +3,7 @@
 from . import bounds
 from .alignment import AlignmentUniformityLoss, alignment, alignment_uniformity_loss, uniformity
 from .backends import backends, use_backend
+from .cached import cached_step
 from .critics import BilinearCritic, CosineCritic, DotCritic, GaussianCritic, MLPCritic, SeparableCritic
 from .estimation import ConditionalEstimate, MutualInformationEstimate, estimate, estimate_conditional
 from .labelled_losses import LabelledNTXentLoss, SupConLoss, labelled_nt_xent_loss, supcon_loss
@@ -61,6 +62,7 @@ __all__ = [
     "alignment_uniformity_loss",
     "backends",
     "bounds",
+    "cached_step",
     "clip_loss",
     "dcl_loss",
     "estimate",
