@@ -26,7 +26,7 @@ from .losses import (
 from .models import MutualInformation, SimMIM, SimMIMOutput
 from .multitask import MultiTaskOutput, MultiTaskSimMIM, transfer
 from .queue import Queue
-from .ranking import RankingLoss, ranking_loss
+from .ranking import RankingLoss, guided_ranking_loss, ranking_loss
 from .scores import PairwiseScores
 from .version import __version__
 
@@ -67,6 +67,7 @@ __all__ = [
     "dcl_loss",
     "estimate",
     "estimate_conditional",
+    "guided_ranking_loss",
     "info_nce_loss",
     "labelled_nt_xent_loss",
     "linear_cross_entropy",

@@ -23,9 +23,8 @@ def cached_step(
         optimizer.step()
 
     Each of `inputs` is a tensor (N, ...), or a mapping, list or tuple of such; `encoders` are one for each, or one for
-    all, and return embeddings (N, d). `loss` is of all rows, to a scalar. Gradients add to the `.grad` of the parameters
-    of encoders and loss, as those of a backward would, and are the whole batch's to rounding; what comes back is
-    detached.
+    all, and return embeddings (N, d). `loss` is of all rows, to a scalar. Gradients add to the `.grad` of parameters of
+    encoders and loss, as those of a backward would, and are the whole batch's to rounding; the value is detached.
 
     The encoders run twice: without gradient on `micro_batch_size` rows at a time, then again with gradient, each part
     with the random state it had, so that dropout repeats itself; random numbers go on as if they had run once. Call it

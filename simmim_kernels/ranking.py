@@ -114,6 +114,51 @@ def _with_hardness(
         return logsumexp_over_first(torch.stack([in_batch, own_scores.logsumexp(1)]))
 
 
+def guided_ranking_loss(
+    queries: Tensor,
+    positives: Tensor,
+    negatives: Tensor | None,
+    guides: Sequence[Tensor],
+    temperature: float | Tensor = 0.01,
+    reduction: str = "mean",
+    margin: float = 0.0,
+    relative: bool = False,
+    contrast_anchors: bool = True,
+    contrast_positives: bool = True,
+) -> Tensor:
+    """Ranking without false negatives (GISTEmbed, Solatorio 2024), as sentence-transformers 6.2's GISTEmbedLoss.
+
+    queries, positives (N, d), and negatives (N, d) or None; guides: another model's embeddings (N, g) of the two or
+    three, in this order. Candidates of query i are all positives and negatives; with contrast_anchors the queries, too,
+    and with contrast_positives its positive against all positives. Those are left out whose cosine by the guides is
+    greater than that of pair i less the margin, or, where it is relative, less the margin times its size; the positive
+    stays. On the backends `tiled` and `reference`.
+    """
+    validation.choice(reduction, "reduction", REDUCTIONS)
+    given = [queries, positives] if negatives is None else [queries, positives, negatives]
+    if len(guides) != len(given):
+        raise ValueError(f"guides must be {len(given)} tensors, one for each of what they guide, got {len(guides)}")
+    for tensors in (given, guides):
+        for k, tensor in enumerate(tensors[1:], 1):
+            validation.operands(tensors[0], tensor, ("queries", f"tensor {k}"), same_length=True)
+    scale, margin = inverse(temperature, queries), validation.number(margin, "margin")
+    queries, positives, *rest = (F.normalize(t, dim=1) for t in given)
+    with without_autocast(queries.device):
+        guide_queries, guide_positives, *guide_rest = (F.normalize(t.detach(), dim=1) for t in guides)
+        paired = (guide_queries * guide_positives).sum(1)
+        limit = paired - (margin * paired.abs() if validation.flag(relative, "relative") else margin)
+    documents, guide_documents = [positives, *rest], [guide_positives, *guide_rest]
+    if validation.flag(contrast_anchors, "contrast_anchors"):
+        documents, guide_documents = [*documents, queries], [*guide_documents, guide_queries]
+    scores = PairwiseScores(queries, torch.cat(documents), scale=scale)
+    parts = [scores.marginal.exclude_above(guide_queries, torch.cat(guide_documents), limit).logsumexp(1)]
+    if validation.flag(contrast_positives, "contrast_positives"):
+        among = PairwiseScores(positives, positives, scale=scale)
+        parts.append(among.exclude_above(guide_positives, guide_positives, limit).logsumexp(1))
+    others = logsumexp_over_first(torch.stack(parts))
+    return reduced(cross_entropy_from_others(others, scores.joint), reduction)
+
+
 def check_options(
     directions: Sequence[str], partition_mode: str, hardness_mode: str | None, hardness_strength: float
 ) -> None:

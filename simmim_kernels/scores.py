@@ -11,12 +11,14 @@ from .operator.computation import without_autocast
 from .operator.cross_entropy import cross_entropies, cross_entropy_sum
 from .operator.joint import joint_scores
 from .operator.statistic import statistic, total
-from .problem import Problem, validation
+from .problem import Problem, compute_dtype, validation
 from .problem.ids import excluded_counts, joint_ranks
 from .problem.pointwise import POINTWISE
 
 # Counting pairs looks at every subset of the exclusions, so that their number is limited.
 _MOST_EXCLUSIONS = 6
+
+_UNLIMITED = {"lo": -math.inf, "hi": math.inf}
 
 Dim = int | tuple[int, int]
 
@@ -158,21 +160,13 @@ class PairwiseScores:
 
     def _with_ids(self, row_ids: Tensor, col_ids: Tensor, keep_joint: bool, grouped: bool) -> "PairwiseScores":
         p, (n, m) = self._problem, self.shape
-        keep_joint = validation.flag(keep_joint, "keep_joint")
         mirrored = p.mirrored and col_ids is row_ids
         row_ids = validation.integers(row_ids, "row_ids", n, p.x)[None]
         col_ids = validation.integers(col_ids, "col_ids", m, p.x)[None]
-        joint = p.joint
-        if keep_joint and joint == "counted":
-            self._need_positives()
-            joint = "kept"
+        joint = self._joint_where(keep_joint)
         if p.row_ids is not None and p.col_ids is not None:
             if not grouped and len(p.row_ids) - p.grouped == _MOST_EXCLUSIONS:
                 raise ValueError(f"exclude can be applied {_MOST_EXCLUSIONS} times at most, got one more")
-            if p.joint != "left_out" and keep_joint != (p.joint == "kept"):
-                raise ValueError(
-                    f"keep_joint must be the same in every exclude and within of the same scores, got {keep_joint}"
-                )
             ids, more = torch.cat([p.row_ids, p.col_ids], dim=1), torch.cat([row_ids, col_ids], dim=1)
             if grouped and p.grouped:
                 ids, more = ids[1:], joint_ranks(ids[0], more[0])[None]
@@ -181,6 +175,41 @@ class PairwiseScores:
             row_ids, col_ids = ids[:, :n], ids[:, n:]
         grouped = p.grouped or grouped
         return self._with(row_ids=row_ids, col_ids=col_ids, joint=joint, grouped=grouped, mirrored=mirrored)
+
+    def exclude_above(
+        self, guide_x: Tensor, guide_y: Tensor, limit: Tensor, keep_joint: bool = False
+    ) -> "PairwiseScores":
+        """Leaves pair (i, j) out of every statistic where <guide_x_i, guide_y_j> > limit_i: false negatives by a guide.
+
+        guide_x (N, g) and guide_y (M, g), of one dtype, are a guide's features, or detached ones of the scores' own; no
+        gradient goes through them, nor through limit (N,). `keep_joint` is that of `exclude`. Backends `tiled` and
+        `reference` have it, and make the guide's product along with that of the scores.
+
+        Raises TypeError or ValueError for guides that do not fit, and for a second one.
+        """
+        p, (n, m) = self._problem, self.shape
+        validation.operands(guide_x, guide_y, ("guide_x", "guide_y"))
+        for guide, name, length in ((guide_x, "guide_x", n), (guide_y, "guide_y", m)):
+            if len(guide) != length or guide.device != p.x.device:
+                raise ValueError(f"{name} must have {length} rows on {p.x.device}, got {validation.describe(guide)}")
+        limit = validation.vector(limit, "limit", n, p.x)
+        if p.guided:
+            raise ValueError("exclude_above can be applied once, got a second guide")
+        joint, dtype = self._joint_where(keep_joint), compute_dtype(guide_x.dtype)
+        guide_x, guide_y, limit = (t.detach().to(dtype) for t in (guide_x, guide_y, limit))
+        return self._with(guide_x=guide_x, guide_y=guide_y, guide_limit=limit, joint=joint, mirrored=False)
+
+    def _joint_where(self, keep_joint: bool) -> str:
+        """How joint pairs enter once pairs are left out with keep_joint, which all calls must agree on."""
+        p, keep_joint = self._problem, validation.flag(keep_joint, "keep_joint")
+        if (p.row_ids is not None or p.guided) and p.joint != "left_out" and keep_joint != (p.joint == "kept"):
+            raise ValueError(
+                f"keep_joint must be the same in every exclude and within of the same scores, got {keep_joint}"
+            )
+        if keep_joint and p.joint == "counted":
+            self._need_positives()
+            return "kept"
+        return p.joint
 
     def clamp(self, lo: float, hi: float) -> "PairwiseScores":
         """The same scores (N, M) limited to [lo, hi], numbers in nats; the gradient is zero outside."""
@@ -266,9 +295,25 @@ class PairwiseScores:
         return total(self._problem.replace(fn=fn, dims="rows"), backend, divisor)
 
     def count(self, dim: Dim) -> Tensor:
-        """int64, how many pairs each entry of a statistic over `dim` sums, in O(N + M) memory."""
+        """int64, how many pairs each entry of a statistic over `dim` sums, in O(N + M) memory.
+
+        Where a guide leaves pairs out they are counted one by one, as a sum of ones.
+        """
         dims = validation.dimension(dim)
         n, m = self.shape
+        if self._problem.guided:
+            one, x, y = (self._problem.x.new_ones(size, dtype=torch.float64) for size in ((), (n, 1), (m, 1)))
+            counted = self._with(
+                x=x,
+                y=y,
+                parameters=[one],
+                row_bias=None,
+                col_bias=None,
+                form="inner_product",
+                lo=-math.inf,
+                hi=math.inf,
+            )
+            return counted.sum(dim, fn="identity").round().long()
         excluded = excluded_counts(self._problem, by_column=dims == "columns")
         counts = (n if dims == "columns" else m) - excluded
         return counts.sum() if dims == "total" else counts
@@ -277,7 +322,11 @@ class PairwiseScores:
         """count(dim) where it is one number that needs no look at any tensor, else None."""
         dims = validation.dimension(dim)
         n, m = self.shape
-        if self._problem.row_ids is not None or (dims == "columns" and self._problem.joint == "left_out"):
+        if (
+            self._problem.row_ids is not None
+            or self._problem.guided
+            or (dims == "columns" and self._problem.joint == "left_out")
+        ):
             return None
         by_row = m - 1 if self._problem.joint == "left_out" else m
         return {"rows": by_row, "columns": n, "total": n * by_row}[dims]

@@ -255,6 +255,34 @@ def test_other_losses_of_sentence_transformers():
     assert_no_worse(*(lambda *e, loss=one: loss.compute_loss_from_embeddings(list(e), None) for one in loss), wide)
 
 
+class Guide(torch.nn.Module):
+    def forward(self, features):
+        return {"sentence_embedding": features["x"].tanh()[:, :3]}
+
+
+@pytest.mark.parametrize("columns", [2, 3])
+@pytest.mark.parametrize("strategy", ["absolute", "relative"])
+@pytest.mark.parametrize(("anchors", "positives"), [(True, True), (False, False)])
+@pytest.mark.parametrize("n", SIZES[1:])
+def test_gist(n, anchors, positives, strategy, columns):
+    """The whole forward, of losses without tokenizers: their constructors ask for real models."""
+    ours, _ = library("sentence_transformers")
+    from sentence_transformers.sentence_transformer import losses as theirs
+
+    torch.manual_seed(0)
+    model, leaves = Tower().double().eval(), features(n, columns, d=5)
+    results = []
+    for kind in (ours.GISTEmbedLoss, theirs.GISTEmbedLoss):
+        loss = kind.__new__(kind)
+        torch.nn.Module.__init__(loss)
+        loss.model, loss.guide, loss.must_retokenize, loss.gather_across_devices = model, Guide(), False, False
+        loss.temperature, loss.margin, loss.margin_strategy = 0.05, 0.05, strategy
+        loss.contrast_anchors, loss.contrast_positives = anchors, positives
+        loss.similarity_fct, loss.cross_entropy_loss = torch.nn.CosineSimilarity(dim=-1), torch.nn.CrossEntropyLoss()
+        results.append(loss([{"x": leaf} for leaf in leaves], None))
+    assert_same(*results, (*leaves, *model.parameters()), 1e-10)
+
+
 def labels_of(n):
     return torch.tensor([0, 1, 1, 2, 0, 3, 1])[torch.arange(n) % 7]
 

@@ -4,14 +4,17 @@ Exact with cos_sim and dot_score, all directions, partitions and hardness modes;
 NotImplementedError.
 """
 
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import torch
+from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.sentence_transformer import losses as original
-from sentence_transformers.util import cos_sim, dot_score, pytorch_cos_sim
+from sentence_transformers.util import batch_to_device, cos_sim, dot_score, pytorch_cos_sim
 from torch import Tensor
 
-from ..ranking import ranking_loss
+from ..ranking import guided_ranking_loss, ranking_loss
 from ._processes import only_one
 
 
@@ -56,6 +59,43 @@ class CachedMultipleNegativesRankingLoss(original.CachedMultipleNegativesRanking
             return loss
         loss.backward()
         return loss.detach()
+
+
+class GISTEmbedLoss(original.GISTEmbedLoss):
+    """sentence-transformers' GISTEmbedLoss, on the backends `tiled` and `reference`."""
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        if self.gather_across_devices:
+            only_one("gather_across_devices=True")
+        sentence_features = list(sentence_features)
+        guide_features = [dict(features) for features in sentence_features]
+        embeddings = embed_columns(self.model, sentence_features)
+        with torch.no_grad():
+            if self.must_retokenize:
+                guide_features = [self._tokens_of_guide(features) for features in sentence_features]
+            guides = embed_columns(self.guide, guide_features)
+        if len(embeddings) not in (2, 3):
+            raise ValueError(f"Expected 2 or 3 embeddings, got {len(embeddings)}")
+        queries, positives, *negatives = embeddings
+        return guided_ranking_loss(
+            queries,
+            positives,
+            negatives[0] if negatives else None,
+            guides,
+            self.temperature,
+            margin=self.margin,
+            relative=self.margin_strategy == "relative",
+            contrast_anchors=self.contrast_anchors,
+            contrast_positives=self.contrast_positives,
+        )
+
+    def _tokens_of_guide(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        tokens: Any = features["input_ids"]
+        if "cu_seq_lens_q" in features:
+            flat, ends = tokens[0].tolist(), features["cu_seq_lens_q"].tolist()
+            tokens = [flat[start:end] for start, end in pairwise(ends)]
+        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return batch_to_device(self.guide.preprocess(texts), self.guide.device)
 
 
 _SYMMETRIC = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}

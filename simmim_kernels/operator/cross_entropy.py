@@ -63,7 +63,7 @@ def _asked(problem: Problem, dims: str) -> tuple[Problem, bool]:
     that several rows have for their positive would lose all of them.
     """
     joint, wants_joint = problem.joint, problem.form == "inner_product" and problem.joint != "left_out"
-    joint_is_in = joint == "kept" or (joint == "counted" and problem.row_ids is None)
+    joint_is_in = joint == "kept" or (joint == "counted" and problem.row_ids is None and not problem.guided)
     from_others = joint_is_in and (dims == "rows" or problem.positives is None)
     if from_others:
         joint = "left_out"
