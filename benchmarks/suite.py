@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simmim_kernels.comparison.measure import extra_bytes, interleaved_seconds
+from simmim_kernels.comparison.measure import extra_bytes, timed
 
 CLASSES = 100
 SCALE, BIAS = 14.3, -10.0
@@ -129,13 +129,16 @@ def measure(name: str, n: int, d: int, dtype: str, device: str) -> dict:
         losses["theirs"] = peer.make(theirs)
     data = inputs(n, d, getattr(torch, dtype), device)
     steps = {key: partial(_gradients, loss, peer.own_backward, *data) for key, loss in losses.items()}
-    slow = name.startswith("Cached") and n >= 1024
-    rounds = 1 if slow else 41 if n <= 256 else 15 if n <= 1024 else 3
-    seconds = interleaved_seconds(steps, rounds)
-    for key, step in steps.items():
-        run[f"{key}_seconds"] = median(seconds[key])
-        gradients = sum(g.numel() * g.element_size() for g in step())
-        run[f"{key}_megabytes"] = (extra_bytes(step, device) - gradients) / 1e6
+    for key, step in steps.items():  # which warms it up
+        made: list[Tensor] = []
+        peak = extra_bytes(lambda step=step, made=made: made.extend(step()), device)
+        run[f"{key}_megabytes"] = (peak - sum(g.numel() * g.element_size() for g in made)) / 1e6
+    seconds: dict[str, list[float]] = {key: [] for key in steps}
+    for _ in range(_rounds(name, n)):
+        for key, step in steps.items():
+            seconds[key].append(timed(step))
+    for key, all_of_it in seconds.items():
+        run[f"{key}_seconds"] = median(all_of_it)
     if "theirs" in steps:
         run["ratio"] = median(a / b for a, b in zip(seconds["ours"], seconds["theirs"], strict=True))
         if n <= LARGEST_TRUTH:
@@ -145,6 +148,12 @@ def measure(name: str, n: int, d: int, dtype: str, device: str) -> dict:
                 error = torch.cat(step()).double() - truth
                 run[f"{key}_error"] = float(error.norm() / truth.norm())
     return run
+
+
+def _rounds(name: str, n: int) -> int:
+    if n > 2048:
+        return 1 if name.startswith("Cached") else 2
+    return 41 if n <= 256 else 11 if n <= 1024 else 3
 
 
 def cases(names: list[str], sizes: tuple[int, ...], dtypes: list[str]) -> Iterator[tuple[str, int, str]]:

@@ -290,8 +290,9 @@ def labels_of(n):
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", ["SupConLoss", "NTXentLoss"])
-def test_pytorch_metric_learning(name, n, dtype):
+def test_pytorch_metric_learning(name, n, dtype, monkeypatch):
     ours, _ = library("pytorch_metric_learning")
+    monkeypatch.setattr(ours.SupConLoss, "dense_pairs", 0)
     from pytorch_metric_learning import distances, losses, reducers, regularizers
 
     (x,), (ref,) = features(n, 1, dtype=dtype), features(n + 4, 1, dtype=dtype)
@@ -315,9 +316,10 @@ def test_pytorch_metric_learning(name, n, dtype):
             assert_same(*results, (x, ref), TOLERANCE[dtype])
 
 
-def test_pytorch_metric_learning_around_a_loss():
+def test_pytorch_metric_learning_around_a_loss(monkeypatch):
     """Its wrappers, its memory across batches, a miner's tuples, and what is refused."""
     ours, _ = library("pytorch_metric_learning")
+    monkeypatch.setattr(ours.SupConLoss, "dense_pairs", 0)
     from pytorch_metric_learning import distances, losses, miners
     from pytorch_metric_learning.utils import distributed
 
@@ -345,6 +347,9 @@ def test_pytorch_metric_learning_around_a_loss():
             getattr(ours, name)(distance=distances.LpDistance())(x, labels_of(12))
         with pytest.raises(ValueError, match="cannot both be None"):
             pair[0](x)
+    monkeypatch.undo()
+    small = [module.SupConLoss() for module in (ours, losses)]
+    assert torch.equal(*(loss(x, labels_of(12)) for loss in small))
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
