@@ -5,6 +5,7 @@ from .alignment import AlignmentUniformityLoss, alignment, alignment_uniformity_
 from .backends import backends, use_backend
 from .cached import cached_step
 from .critics import BilinearCritic, CosineCritic, DotCritic, GaussianCritic, MLPCritic, SeparableCritic
+from .entropy import softmax_entropy
 from .estimation import ConditionalEstimate, MutualInformationEstimate, estimate, estimate_conditional
 from .labelled_losses import LabelledNTXentLoss, SupConLoss, labelled_nt_xent_loss, supcon_loss
 from .losses import (
@@ -75,6 +76,7 @@ __all__ = [
     "nt_xent_loss",
     "ranking_loss",
     "siglip_loss",
+    "softmax_entropy",
     "supcon_loss",
     "transfer",
     "uniformity",
