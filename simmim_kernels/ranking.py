@@ -16,7 +16,8 @@ from .loss_parts import REDUCTIONS, Loss, inverse, reduced, reduced_entropies, r
 from .operator.computation import without_autocast
 from .operator.cross_entropy import cross_entropy_from_others
 from .problem import validation
-from .scores import PairwiseScores, logsumexp_over_first
+from .problem.pointwise import logsumexp_over_first
+from .scores import PairwiseScores
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 PARTITIONS = ("joint", "per_direction")

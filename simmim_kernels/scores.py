@@ -13,7 +13,7 @@ from .operator.joint import joint_scores
 from .operator.statistic import statistic, total
 from .problem import Problem, compute_dtype, validation
 from .problem.ids import excluded_counts, joint_ranks
-from .problem.pointwise import POINTWISE
+from .problem.pointwise import POINTWISE, logsumexp_over_first
 
 # Counting pairs looks at every subset of the exclusions, so that their number is limited.
 _MOST_EXCLUSIONS = 6
@@ -344,11 +344,3 @@ def autocast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.get_autocast_dtype(kind)
     cast = x.to(dtype)
     return cast, cast if y is x else y.to(dtype)
-
-
-def logsumexp_over_first(values: Tensor) -> Tensor:
-    """torch.logsumexp over the first dimension, with zero gradient and not NaN where every entry is -inf."""
-    total = values.detach().logsumexp(0)
-    empty = total == -torch.inf
-    safe = torch.where(empty, torch.zeros_like(values), values)
-    return torch.where(empty, total, safe.logsumexp(0))
