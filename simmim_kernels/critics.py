@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .operator.computation import without_autocast
+from .operator.computation import autocast, without_autocast
 from .operator.global_batch import shards_of
 from .operator.sharded import mean_column
 from .problem import Problem, compute_dtype, validation
-from .scores import PairwiseScores, autocast
+from .scores import PairwiseScores
 
 
 class DotCritic(nn.Module):

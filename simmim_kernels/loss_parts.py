@@ -1,11 +1,14 @@
-"""What losses share: how their values are reduced, the scale of a temperature, the Module that holds their options."""
+"""What losses share: reductions, the scale of a temperature, scores of rows of candidates, a Module for options."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .operator import sharded
+from .operator.computation import without_autocast
 from .operator.global_batch import Shards, global_batch
-from .problem import validation
+from .problem import compute_dtype, validation
+from .scores import PairwiseScores
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -15,11 +18,30 @@ def inverse(temperature: float | Tensor, like: Tensor) -> Tensor:
     return validation.reciprocal(temperature, "temperature", like)
 
 
+def rowwise_scores(x: Tensor, y: Tensor, name: str, scale: Tensor, normalize: bool = True) -> Tensor:
+    """(N, K) scale <x_i, y_ik> of x (N, d) and its own candidates y (N, K, d), in the compute dtype: linear work."""
+    if y.dim() != 3 or y.shape[::2] != x.shape or y.shape[1] == 0:
+        raise ValueError(f"{name} must have shape ({len(x)}, K, {x.shape[1]}), got {validation.describe(y)}")
+    validation.operands(x, y.flatten(0, 1), ("query", name))
+    with without_autocast(x.device):
+        dtype = compute_dtype(x.dtype)
+        y = (F.normalize(y, dim=2) if normalize else y).to(dtype)
+        return scale * torch.einsum("nd,nkd->nk", x.to(dtype), y)
+
+
 def reduced(values: Tensor, reduction: str, shards: Shards | None = None) -> Tensor:
     """Values (n,), one for each anchor, or what they come to over the anchors of all ranks."""
     if reduction == "none":
         return values
     return sharded.mean(values, shards) if reduction == "mean" else sharded.add(values.sum(), shards)
+
+
+def reduced_entropies(scores: PairwiseScores, dims: str, reduction: str) -> Tensor:
+    """Cross entropies of the joint pairs by "rows", or the mean of those by row and by column ("both"), reduced."""
+    if reduction == "none":
+        return scores._cross_entropies(dims).mean(0)
+    directions = 2 if dims == "both" else 1
+    return scores._cross_entropy_sum(dims, directions * (scores.anchors if reduction == "mean" else 1))
 
 
 def reduced_over(
@@ -47,7 +69,8 @@ class Loss(nn.Module):
 
     def __init__(self, **options):
         super().__init__()
-        validation.choice(options["reduction"], "reduction", REDUCTIONS)
+        if "reduction" in options:
+            validation.choice(options["reduction"], "reduction", REDUCTIONS)
         if "temperature" in options:
             validation.positive(options["temperature"], "temperature")
         if options.get("group") is not None:

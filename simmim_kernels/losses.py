@@ -18,13 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .loss_parts import REDUCTIONS, Loss, inverse, reduced, reduced_over
-from .operator.computation import without_autocast
+from .loss_parts import REDUCTIONS, Loss, inverse, reduced, reduced_entropies, reduced_over, rowwise_scores
+from .operator.computation import autocast, without_autocast
 from .operator.cross_entropy import cross_entropy_from_others
 from .operator.global_batch import shards_of
 from .problem import Problem, compute_dtype, validation
-from .scores import PairwiseScores, autocast
-from .supervised_contrast import supervised_contrast
+from .scores import PairwiseScores
 
 
 def info_nce_loss(
@@ -34,52 +33,67 @@ def info_nce_loss(
     temperature: float | Tensor = 0.1,
     reduction: str = "mean",
     symmetric: bool = False,
+    normalize: bool = True,
     group: Any = None,
 ) -> Tensor:
     """InfoNCE over cosine similarities (van den Oord et al. 2018, eq. 4), as the package info-nce-pytorch has it.
 
     query, positive_key: (N, d), one pair a row. Without negative_keys the other rows' positive keys are the
-    negatives; negative_keys (M, d) take their place, shared by all queries: with a group those of every rank, of which
-    each brings its own. symmetric=True averages the losses of both directions, from one pass; it needs in-batch
-    negatives.
+    negatives; negative_keys (M, d) take their place, shared by all queries, with a group those of every rank, of which
+    each brings its own; or (N, K, d), K of each query's own. symmetric=True averages the losses of both directions,
+    from one pass; it needs in-batch negatives. normalize=False takes queries and keys as they are, for dot products in
+    place of cosines.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     validation.positive(temperature, "temperature")
     validation.flag(symmetric, "symmetric")
+    validation.flag(normalize, "normalize")
     if symmetric and negative_keys is not None:
         raise ValueError("symmetric must be False where negative_keys are given: they have no direction back")
     some = group is not None
     validation.operands(query, positive_key, ("query", "positive_key"), same_length=True, may_be_empty=some)
-    if negative_keys is not None:
+    each_its_own = isinstance(negative_keys, Tensor) and negative_keys.dim() == 3
+    if negative_keys is not None and not each_its_own:
         validation.operands(query, negative_keys, ("query", "negative_keys"), may_be_empty=some)
-    query, positive_key = F.normalize(query, dim=1), F.normalize(positive_key, dim=1)
+    if normalize:
+        query, positive_key = F.normalize(query, dim=1), F.normalize(positive_key, dim=1)
     scale = inverse(temperature, query)
     if negative_keys is None:
         scores = PairwiseScores(query, positive_key, scale=scale, group=group)
-        return _reduced_entropies(scores, "both" if symmetric else "rows", reduction)
-    negatives = PairwiseScores(query, F.normalize(negative_keys, dim=1), scale=scale, group=group)
-    joint = PairwiseScores._of(Problem(*autocast(query, positive_key), [scale])).joint
-    return reduced(cross_entropy_from_others(negatives.logsumexp(1), joint), reduction, negatives._shards)
+        return reduced_entropies(scores, "both" if symmetric else "rows", reduction)
+    pairs = Problem(*autocast(query, positive_key), [scale])
+    if each_its_own:
+        shards = shards_of(group, pairs)
+        others = rowwise_scores(query, negative_keys, "negative_keys", scale, normalize).logsumexp(1)
+    else:
+        negative_keys = F.normalize(negative_keys, dim=1) if normalize else negative_keys
+        negatives = PairwiseScores(query, negative_keys, scale=scale, group=group)
+        shards, others = negatives._shards, negatives.logsumexp(1)
+    return reduced(cross_entropy_from_others(others, PairwiseScores._of(pairs).joint), reduction, shards)
 
 
 def clip_loss(
     image_features: Tensor,
     text_features: Tensor,
     logit_scale: float | Tensor,
+    logit_bias: float | Tensor | None = None,
     reduction: str = "mean",
     group: Any = None,
 ) -> Tensor:
     """CLIP's loss (Radford et al. 2021), as open_clip's ClipLoss: features are taken as they are, normalise first.
 
     Mean of the cross entropies of logit_scale <image_i, text_j> over rows and over columns, from one pass.
-    image_features, text_features: (N, d), one pair a row; logit_scale is 1 / temperature.
+    image_features, text_features: (N, d), one pair a row; logit_scale is 1 / temperature. A logit_bias, which is added
+    to every score, drops out of both softmaxes: its gradient is 0, and not none, as DistributedDataParallel wants it.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     names = ("image_features", "text_features")
     validation.operands(image_features, text_features, names, same_length=True, may_be_empty=group is not None)
     logit_scale = validation.scalar(logit_scale, "logit_scale", image_features)
-    scores = PairwiseScores(image_features, text_features, scale=logit_scale, group=group)
-    return _reduced_entropies(scores, "both", reduction)
+    loss = reduced_entropies(
+        PairwiseScores(image_features, text_features, scale=logit_scale, group=group), "both", reduction
+    )
+    return loss if logit_bias is None else loss + 0 * validation.scalar(logit_bias, "logit_bias", image_features)
 
 
 def siglip_loss(
@@ -129,55 +143,7 @@ def nt_xent_loss(
     if shards is not None:
         index = index + shards.first_row
     scores = PairwiseScores(z, z, scale=scale, positives=index.roll(n), group=shards)
-    return _reduced_entropies(scores.exclude(index, index, keep_joint=True), "rows", reduction)
-
-
-def supcon_loss(
-    features: Tensor,
-    labels: Tensor,
-    temperature: float | Tensor = 0.07,
-    reduction: str = "mean",
-    group: Any = None,
-) -> Tensor:
-    """Supervised contrastive loss (Khosla et al. 2020, L_out, eq. 2); features (N, d), integer labels (N,).
-
-    Every other row of an anchor's class is a positive. The mean runs over the anchors that have one; the others
-    contribute 0. What is left of the loss of a trained model, log of the number of positives apart, keeps its digits
-    (supervised_contrast.py): scores within a class are made in float32 at least, also under autocast.
-    """
-    validation.choice(reduction, "reduction", REDUCTIONS)
-    validation.positive(temperature, "temperature")
-    validation.features(features, "features", may_be_empty=group is not None)
-    labels = validation.integers(labels, "labels", len(features), features)
-    with without_autocast(features.device):
-        x = F.normalize(features.to(compute_dtype(features.dtype)), dim=1)
-    scale = inverse(temperature, x)
-    shards = shards_of(group, Problem(x, x, [scale]))
-    values, counted = supervised_contrast(x, labels, scale, features.dtype, shards)
-    return reduced_over(values, counted, reduction, empty=0.0, shards=shards)
-
-
-def dcl_loss(
-    z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.1, reduction: str = "mean", group: Any = None
-) -> Tensor:
-    """Decoupled contrastive loss (Yeh et al. 2022, eq. 6), as lightly 1.6's DCLLoss.
-
-    NT-Xent without the positive pair in the denominator: -s_ii + the log-sum-exp over the other rows of both views,
-    averaged over the two views as anchors. z1, z2: (N, d), two views of an example a row, with N >= 2.
-    """
-    validation.choice(reduction, "reduction", REDUCTIONS)
-    validation.positive(temperature, "temperature")
-    validation.operands(z1, z2, ("z1", "z2"), same_length=True, may_be_empty=group is not None)
-    z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
-    scale = inverse(temperature, z1)
-    across = PairwiseScores(z1, z2, scale=scale, group=group)
-    if across.anchors < 2:
-        raise ValueError(f"z1 and z2 must have at least two rows, got {tuple(z1.shape)}")
-    shards = across._shards
-    rows, columns = across.marginal.logsumexps()
-    within = [PairwiseScores(z, z, scale=scale, group=shards).marginal.logsumexp(1) for z in (z1, z2)]
-    negatives = torch.logaddexp(rows, within[0]) + torch.logaddexp(columns, within[1])
-    return reduced(negatives / 2 - across.joint, reduction, shards)
+    return reduced_entropies(scores.exclude(index, index, keep_joint=True), "rows", reduction)
 
 
 def linear_cross_entropy(
@@ -241,34 +207,39 @@ def _mean_scores(x: Tensor, weight: Tensor, bias: Tensor | None, class_weight: T
         return scores if bias is None else scores + mean(bias)
 
 
-def _reduced_entropies(scores: PairwiseScores, dims: str, reduction: str) -> Tensor:
-    """Cross entropies of the joint pairs by "rows", or the mean of those by row and by column ("both"), reduced."""
-    if reduction == "none":
-        return scores._cross_entropies(dims).mean(0)
-    directions = 2 if dims == "both" else 1
-    return scores._cross_entropy_sum(dims, directions * (scores.anchors if reduction == "mean" else 1))
-
-
 class InfoNCELoss(Loss):
     """`info_nce_loss` as a Module: forward(query (N, d), positive_key (N, d), negative_keys (M, d) or None)."""
 
     def __init__(
-        self, temperature: float | Tensor = 0.1, reduction: str = "mean", symmetric: bool = False, group: Any = None
+        self,
+        temperature: float | Tensor = 0.1,
+        reduction: str = "mean",
+        symmetric: bool = False,
+        normalize: bool = True,
+        group: Any = None,
     ):
-        super().__init__(temperature=temperature, reduction=reduction, symmetric=symmetric, group=group)
+        super().__init__(
+            temperature=temperature, reduction=reduction, symmetric=symmetric, normalize=normalize, group=group
+        )
 
     def forward(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None) -> Tensor:
         return info_nce_loss(query, positive_key, negative_keys, **self._options)
 
 
 class ClipLoss(Loss):
-    """`clip_loss` as a Module: forward(image_features (N, d), text_features (N, d), logit_scale)."""
+    """`clip_loss` as a Module: forward(image_features (N, d), text_features (N, d), logit_scale, logit_bias=None)."""
 
     def __init__(self, reduction: str = "mean", group: Any = None):
         super().__init__(reduction=reduction, group=group)
 
-    def forward(self, image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor) -> Tensor:
-        return clip_loss(image_features, text_features, logit_scale, **self._options)
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+    ) -> Tensor:
+        return clip_loss(image_features, text_features, logit_scale, logit_bias, **self._options)
 
 
 class SigLipLoss(Loss):
@@ -295,26 +266,6 @@ class NTXentLoss(Loss):
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         return nt_xent_loss(z1, z2, **self._options)
-
-
-class SupConLoss(Loss):
-    """`supcon_loss` as a Module: forward(features (N, d), labels (N,))."""
-
-    def __init__(self, temperature: float | Tensor = 0.07, reduction: str = "mean", group: Any = None):
-        super().__init__(temperature=temperature, reduction=reduction, group=group)
-
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        return supcon_loss(features, labels, **self._options)
-
-
-class DCLLoss(Loss):
-    """`dcl_loss` as a Module: forward(z1 (N, d), z2 (N, d))."""
-
-    def __init__(self, temperature: float | Tensor = 0.1, reduction: str = "mean", group: Any = None):
-        super().__init__(temperature=temperature, reduction=reduction, group=group)
-
-    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
-        return dcl_loss(z1, z2, **self._options)
 
 
 class LinearCrossEntropyLoss(Loss):

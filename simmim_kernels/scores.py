@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from .operator import sharded
-from .operator.computation import without_autocast
+from .operator.computation import autocast, without_autocast
 from .operator.cross_entropy import cross_entropies, cross_entropy_sum
 from .operator.global_batch import shards_of
 from .problem import Problem, validation
-from .problem.ids import joint_ranks
+from .problem.ids import with_more_ids
 from .problem.pointwise import POINTWISE
 
-# Counting pairs looks at every subset of the exclusions, so that their number is limited.
-_MOST_EXCLUSIONS = 6
+_UNLIMITED = {"lo": -math.inf, "hi": math.inf}
 
 Dim = int | tuple[int, int]
 
@@ -192,30 +191,45 @@ class PairwiseScores:
 
     def _with_ids(self, row_ids: Tensor, col_ids: Tensor, keep_joint: bool, grouped: bool) -> "PairwiseScores":
         p, (n, m) = self._problem, self._own_shape
-        keep_joint = validation.flag(keep_joint, "keep_joint")
         mirrored = p.mirrored and col_ids is row_ids
         row_ids = validation.integers(row_ids, "row_ids", n, p.x)[None]
         col_ids = validation.integers(col_ids, "col_ids", m, p.x)
         col_ids = (col_ids if self._shards is None else sharded.all_columns(col_ids, self._shards))[None]
-        joint = p.joint
-        if keep_joint and joint == "counted":
+        joint = self._joint_where(keep_joint)
+        return self._with(**with_more_ids(p, row_ids, col_ids, grouped), joint=joint, mirrored=mirrored)
+
+    def exclude_above(
+        self, guide_x: Tensor, guide_y: Tensor, limit: Tensor, keep_joint: bool = False
+    ) -> "PairwiseScores":
+        """Leaves pair (i, j) out of every statistic where <guide_x_i, guide_y_j> > limit_i: false negatives by a guide.
+
+        guide_x (N, g) and guide_y (M, g), of one dtype, are a guide's features, or detached ones of the scores' own; no
+        gradient goes through them, nor through limit (N,). `keep_joint` is that of `exclude`. Backends `tiled` and
+        `reference` have it, and make the guide's product along with that of the scores.
+
+        Raises TypeError or ValueError for guides that do not fit, and for a second one; NotImplementedError of scores
+        with a group.
+        """
+        p = self._problem
+        if self._shards is not None:
+            raise NotImplementedError("exclude_above cannot be asked of scores with a group: a guide stays on its rank")
+        guide_x, guide_y, limit = validation.guide(guide_x, guide_y, limit, p.shape, p.x)
+        if p.guided:
+            raise ValueError("exclude_above can be applied once, got a second guide")
+        joint = self._joint_where(keep_joint)
+        return self._with(guide_x=guide_x, guide_y=guide_y, guide_limit=limit, joint=joint, mirrored=False)
+
+    def _joint_where(self, keep_joint: bool) -> str:
+        """How joint pairs enter once pairs are left out with keep_joint, which all calls must agree on."""
+        p, keep_joint = self._problem, validation.flag(keep_joint, "keep_joint")
+        if (p.row_ids is not None or p.guided) and p.joint != "left_out" and keep_joint != (p.joint == "kept"):
+            raise ValueError(
+                f"keep_joint must be the same in every exclude and within of the same scores, got {keep_joint}"
+            )
+        if keep_joint and p.joint == "counted":
             self._need_positives()
-            joint = "kept"
-        if p.row_ids is not None and p.col_ids is not None:
-            if not grouped and len(p.row_ids) - p.grouped == _MOST_EXCLUSIONS:
-                raise ValueError(f"exclude can be applied {_MOST_EXCLUSIONS} times at most, got one more")
-            if p.joint != "left_out" and keep_joint != (p.joint == "kept"):
-                raise ValueError(
-                    f"keep_joint must be the same in every exclude and within of the same scores, got {keep_joint}"
-                )
-            ids, more = torch.cat([p.row_ids, p.col_ids], dim=1), torch.cat([row_ids, col_ids], dim=1)
-            if grouped and p.grouped:
-                ids, more = ids[1:], joint_ranks(ids[0], more[0])[None]
-            # Those of groups are the first.
-            ids = torch.cat([more, ids] if grouped else [ids, more])
-            row_ids, col_ids = ids[:, :n], ids[:, n:]
-        grouped = p.grouped or grouped
-        return self._with(row_ids=row_ids, col_ids=col_ids, joint=joint, grouped=grouped, mirrored=mirrored)
+            return "kept"
+        return p.joint
 
     def clamp(self, lo: float, hi: float) -> "PairwiseScores":
         """The same scores (N, M) limited to [lo, hi], numbers in nats; the gradient is zero outside."""
@@ -311,9 +325,9 @@ class PairwiseScores:
     def _known_count(self, dim: Dim) -> int | None:
         """count(dim) where it is one number that needs no look at any tensor, else None."""
         dims = validation.dimension(dim)
-        (n, m), shards = self.shape, self._shards
+        p, (n, m), shards = self._problem, self.shape, self._shards
         n = n if shards is None else shards.all_rows
-        if self._problem.row_ids is not None or (dims == "columns" and self._problem.joint == "left_out"):
+        if p.row_ids is not None or p.guided or (dims == "columns" and p.joint == "left_out"):
             return None
         by_row = m - 1 if self._problem.joint == "left_out" else m
         return {"rows": by_row, "columns": n, "total": n * by_row}[dims]
@@ -334,13 +348,3 @@ class PairwiseScores:
     def dense(self) -> Tensor:
         """(N, M) scores, materialised and differentiable, -inf where excluded: for looking, and for tests."""
         return sharded.dense(self._problem, self._shards)
-
-
-def autocast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Operands in autocast's dtype where it is on, as a matrix product would take them; one tensor stays one."""
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
-        return x, y
-    dtype = torch.get_autocast_dtype(kind)
-    cast = x.to(dtype)
-    return cast, cast if y is x else y.to(dtype)

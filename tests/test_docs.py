@@ -217,7 +217,7 @@ def test_losses_bounds_and_estimates_say_their_unit_and_their_source():
     from_papers = [
         name for name in PUBLIC if name.endswith("_loss") or name in {f"bounds.{b}" for b in sk.models.BOUNDS}
     ]
-    assert len(from_papers) == 6 + len(sk.models.BOUNDS)
+    assert len(from_papers) == 10 + len(sk.models.BOUNDS)
     for name in from_papers:
         assert re.search(r"\b(19|20)\d\d\b|`nwj`", PUBLIC[name].__doc__), name
 

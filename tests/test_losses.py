@@ -198,7 +198,7 @@ def test_modules_are_the_functions():
     pairs = [
         (sk.InfoNCELoss(0.3, "sum", symmetric=True)(x, y), sk.info_nce_loss(x, y, None, 0.3, "sum", True)),
         (sk.InfoNCELoss(0.3)(x, y, weight), sk.info_nce_loss(x, y, weight, 0.3)),
-        (sk.ClipLoss("none")(x, y, t), sk.clip_loss(x, y, t, "none")),
+        (sk.ClipLoss("none")(x, y, t), sk.clip_loss(x, y, t, reduction="none")),
         (sk.SigLipLoss()(x, y, t, b), sk.siglip_loss(x, y, t, b)),
         (sk.SigLipLoss()(x, y, t), sk.siglip_loss(x, y, t)),
         (sk.NTXentLoss(0.2)(x, y), sk.nt_xent_loss(x, y, 0.2)),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision_stand_in import stand_in_for_torchvision
 
 PAGE = Path(__file__).parent.parent / "docs" / "swap-in.md"
 BLOCKS = re.findall(r"```(python|diff)\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
@@ -19,10 +20,12 @@ def side(block: str, sign: str) -> str:
 
 
 def needs(code: str) -> set[str]:
-    return {name.partition(".")[0] for name in re.findall(r"^(?:from|import) (\S+)", code, flags=re.MULTILINE)}
+    names = re.findall(r"^(?:from|import) (\S+)", code, flags=re.MULTILINE)
+    return {name.removeprefix("simmim_kernels.drop_in.").partition(".")[0] for name in names}
 
 
 def loss_and_gradients(code: str, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    stand_in_for_torchvision()
     missing = [name for name in sorted(needs(code)) if find_spec(name) is None]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")

@@ -27,6 +27,9 @@ def excluded_pairs(problem: Problem) -> Tensor | None:
     mask = None
     if problem.row_ids is not None and problem.col_ids is not None:
         mask = problem.left_out_by_ids(problem.row_ids[:, :, None] == problem.col_ids[:, None, :])
+    if problem.guided:
+        by_guide = problem.left_out_by_guide()
+        mask = by_guide if mask is None else mask | by_guide
     if problem.joint == "left_out":
         joint = joint_pairs(problem)
         return joint if mask is None else mask | joint

@@ -62,11 +62,12 @@ def interleaved_seconds(functions: Mapping[str, Callable[[], object]], repeats: 
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
-            seconds[name].append(_seconds(function))
+            seconds[name].append(timed(function))
     return seconds
 
 
-def _seconds(function: Callable[[], object]) -> float:
+def timed(function: Callable[[], object]) -> float:
+    """Seconds of one call, until a GPU is done with it."""
     _synchronize()
     start = time.perf_counter()
     function()

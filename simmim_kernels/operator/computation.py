@@ -30,6 +30,16 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     return nullcontext()
 
 
+def autocast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Operands in autocast's dtype where it is on, as a matrix product would take them; one tensor stays one."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return x, y
+    dtype = torch.get_autocast_dtype(kind)
+    cast = x.to(dtype)
+    return cast, cast if y is x else y.to(dtype)
+
+
 def values(problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """Row and column values and joint scores, in the compute dtype; empty where not wanted."""
     with without_autocast(problem.x.device):

@@ -70,7 +70,7 @@ def _asked(problem: Problem, dims: str, shards: Shards | None) -> tuple[Problem,
     that several rows have for their positive would lose all of them.
     """
     joint, wants_joint = problem.joint, problem.form == "inner_product" and problem.joint != "left_out"
-    joint_is_in = joint == "kept" or (joint == "counted" and problem.row_ids is None)
+    joint_is_in = joint == "kept" or (joint == "counted" and problem.row_ids is None and not problem.guided)
     from_others = joint_is_in and (dims == "rows" or _on_the_diagonal(problem, shards))
     if from_others:
         joint = "left_out"

@@ -20,7 +20,7 @@ def is_held(problem: Problem, backend: str | None = None) -> bool:
     rest, as a cross entropy has them, are no such exclusion: see `held_statistic`.
     """
     n, m = problem.shape
-    all_pairs = problem.row_ids is None and (problem.joint == "counted" or problem.wants_joint)
+    all_pairs = problem.row_ids is None and not problem.guided and (problem.joint == "counted" or problem.wants_joint)
     return n * m <= HELD_SCORES and all_pairs and problem.form == "inner_product" and asked_for(backend)[0] is None
 
 

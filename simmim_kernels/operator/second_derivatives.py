@@ -65,6 +65,9 @@ def _restrict(problem: Problem, rows: slice, cols: slice) -> Problem:
         positives=positives[rows] - cols.start,
         row_ids=None if problem.row_ids is None else problem.row_ids[:, rows],
         col_ids=None if problem.col_ids is None else problem.col_ids[:, cols],
+        guide_x=None if problem.guide_x is None else problem.guide_x[rows],
+        guide_y=None if problem.guide_y is None else problem.guide_y[cols],
+        guide_limit=None if problem.guide_limit is None else problem.guide_limit[rows],
     )
 
 

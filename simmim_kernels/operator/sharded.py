@@ -8,12 +8,15 @@ Of vectors over columns (biases, ids, statistics) every rank has all, O(M); of f
 time more than a few ranks'.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..backends import reference
 from ..problem import Problem
 from ..problem.ids import excluded_counts
+from ..problem.pointwise import logsumexp_over_first
 from . import ring
 from . import statistic as local
 from .collectives import AllGather, AllToAll, all_reduced, gathered
@@ -45,7 +48,7 @@ def statistic(problem: Problem, backend: str | None, shards: Shards | None) -> t
     rows, columns, joint = _of_own_rows(problem, backend, shards)
     if problem.wants_columns and shards is not None:
         parts = _parts(columns, shards)
-        columns = safe_logsumexp(parts) if problem.fn == "logsumexp" else parts.sum(0)
+        columns = logsumexp_over_first(parts) if problem.fn == "logsumexp" else parts.sum(0)
     return rows, columns, joint
 
 
@@ -93,7 +96,12 @@ def dense(problem: Problem, shards: Shards | None) -> Tensor:
 
 
 def pair_counts(problem: Problem, dims: str, shards: Shards | None) -> Tensor:
-    """int64, how many pairs each entry of a statistic sums: (n,) "rows", (m,) "columns", () "total"."""
+    """int64, how many pairs each entry of a statistic sums: (n,) "rows", (m,) "columns", () "total".
+
+    Where a guide leaves pairs out they are counted one by one, as a sum of ones.
+    """
+    if problem.guided:
+        return _pairs_by_guide(problem, dims)
     if shards is not None:
         # Of the features but their number matters.
         problem = problem.replace(y=problem.x.new_empty(shards.all_columns, 0))
@@ -102,6 +110,18 @@ def pair_counts(problem: Problem, dims: str, shards: Shards | None) -> Tensor:
     if dims == "total":
         return add(counts.sum(), shards)
     return counts if shards is None or dims == "rows" else _parts(counts, shards).sum(0)
+
+
+def _pairs_by_guide(problem: Problem, dims: str) -> Tensor:
+    one, x, y = (
+        problem.x.new_ones(size, dtype=torch.float64) for size in ((), (len(problem.x), 1), (len(problem.y), 1))
+    )
+    ones = {"x": x, "y": y, "parameters": [one], "row_bias": None, "col_bias": None, "form": "inner_product"}
+    of_rows = "rows" if dims == "total" else dims
+    counted = problem.replace(**ones, fn="identity", dims=of_rows, lo=-math.inf, hi=math.inf)
+    rows, columns, _ = local.statistic(counted, None)
+    counts = (columns if dims == "columns" else rows).round().long()
+    return counts.sum() if dims == "total" else counts
 
 
 def replicated(value: Tensor, shards: Shards) -> Tensor:
@@ -133,15 +153,5 @@ def mean_column(y: Tensor, shards: Shards | None) -> Tensor:
 
 def logsumexp(values: Tensor, shards: Shards | None) -> Tensor:
     """() over values (n,), one for each anchor: over those of all ranks."""
-    value = safe_logsumexp(values)
-    return value if shards is None else safe_logsumexp(replicated(value, shards))
-
-
-def safe_logsumexp(values: Tensor) -> Tensor:
-    """torch.logsumexp over the first dimension, with zero gradient and not NaN where every entry is -inf."""
-    if not len(values):
-        return values.logsumexp(0)
-    value = values.detach().logsumexp(0)
-    empty = value == -torch.inf
-    safe = torch.where(empty, torch.zeros_like(values), values)
-    return torch.where(empty, value, safe.logsumexp(0))
+    value = logsumexp_over_first(values)
+    return value if shards is None else logsumexp_over_first(replicated(value, shards))

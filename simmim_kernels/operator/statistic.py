@@ -23,7 +23,8 @@ from .with_gradients import WithGradients
 
 _PROBLEM = (
     "Tensor x, Tensor y, Tensor[] parameters, Tensor? row_bias, Tensor? col_bias, Tensor? positives, "
-    "Tensor? row_ids, Tensor? col_ids, str form, str fn, str dims, float lo, float hi, str joint, bool grouped, "
+    "Tensor? row_ids, Tensor? col_ids, Tensor? guide_x, Tensor? guide_y, Tensor? guide_limit, "
+    "str form, str fn, str dims, float lo, float hi, str joint, bool grouped, "
     "bool wants_joint, bool mirrored"
 )
 
@@ -37,7 +38,8 @@ _library.define(f"total({_PROBLEM}, str backend, bool[] needs) -> (Tensor value,
 
 # Problem's fields before `parameters` and after it: autograd.Function wants every tensor as an argument of its
 # own, so the parameters, which are as many as the form has, go last.
-_TENSORS = 7
+_TENSORS = 10
+_NO_GRADIENTS = (None,) * (_TENSORS - 4)  # of positives, ids and guide
 
 
 def statistic(problem: Problem, backend: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -192,9 +194,9 @@ def _needs(needed: Sequence[bool]) -> list[bool]:
 
 
 def _among_inputs(gradients: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple:
-    """Gradients in the places of the tensors of an autograd.Function; positives and ids have none."""
+    """Gradients in the places of the tensors of an autograd.Function; positives, ids and a guide have none."""
     found = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
-    return *found[:4], None, None, None, *found[4:]
+    return *found[:4], *_NO_GRADIENTS, *found[4:]
 
 
 def _differentiate(settings: tuple, needs: list[bool], statistics: tuple, tensors: Sequence) -> list[Tensor | None]:
@@ -217,7 +219,7 @@ def _differentiate(settings: tuple, needs: list[bool], statistics: tuple, tensor
 
 
 class PairwiseStatistic(torch.autograd.Function):
-    """(settings, x, y, row_bias, col_bias, positives, row_ids, col_ids, *parameters) -> (rows, columns, joint)"""
+    """(settings, x, y, row_bias, col_bias, positives, ids, guide, *parameters) -> (rows, columns, joint)"""
 
     @staticmethod
     def forward(settings, *tensors):
@@ -279,7 +281,7 @@ class PairwiseStatisticBackward(torch.autograd.Function):
         statistics, tensors = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         problem = Problem(*_operands(tensors), *ctx.settings[:-1])
         found = second_derivatives(problem, ctx.needs, statistics, upstream)
-        return None, None, *found[:8], None, None, None, *found[8:]
+        return None, None, *found[:8], *_NO_GRADIENTS, *found[8:]
 
     @staticmethod
     def vmap(info, in_dims, *arguments):

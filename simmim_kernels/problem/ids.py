@@ -4,11 +4,15 @@ No result's shape depends on the values, so that torch.compile and a GPU need no
 """
 
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .problem import Problem
+
+# Counting pairs looks at every subset of the exclusions, so that their number is limited.
+_MOST_EXCLUSIONS = 6
 
 
 def dense_ranks(ids: Tensor) -> Tensor:
@@ -16,6 +20,23 @@ def dense_ranks(ids: Tensor) -> Tensor:
     values, order = ids.sort()
     steps = torch.cat([values.new_zeros(1), (values[1:] != values[:-1]).long()]).cumsum(0)
     return torch.empty_like(steps).scatter(0, order, steps)
+
+
+def with_more_ids(problem: Problem, row_ids: Tensor, col_ids: Tensor, grouped: bool) -> dict[str, Any]:
+    """The fields of a problem that has ids (1, N) and (1, M) more; those of groups, outside which no pair is in, are
+    one with those that it has.
+    """
+    p, n = problem, problem.x.shape[0]
+    if p.row_ids is not None and p.col_ids is not None:
+        if not grouped and len(p.row_ids) - p.grouped == _MOST_EXCLUSIONS:
+            raise ValueError(f"exclude can be applied {_MOST_EXCLUSIONS} times at most, got one more")
+        ids, more = torch.cat([p.row_ids, p.col_ids], dim=1), torch.cat([row_ids, col_ids], dim=1)
+        if grouped and p.grouped:
+            ids, more = ids[1:], joint_ranks(ids[0], more[0])[None]
+        # Those of groups are the first.
+        ids = torch.cat([more, ids] if grouped else [ids, more])
+        row_ids, col_ids = ids[:, :n], ids[:, n:]
+    return {"row_ids": row_ids, "col_ids": col_ids, "grouped": p.grouped or grouped}
 
 
 def excluded_counts(problem: Problem, by_column: bool) -> Tensor:

@@ -34,6 +34,16 @@ def log1mexp(s: Tensor) -> Tensor:
     return torch.where(near_zero, (-torch.expm1(small)).log(), torch.log1p(-large.exp()))
 
 
+def logsumexp_over_first(values: Tensor) -> Tensor:
+    """torch.logsumexp over the first dimension, with zero gradient and not NaN where every entry is -inf."""
+    if not len(values):
+        return values.logsumexp(0)
+    total = values.detach().logsumexp(0)
+    empty = total == -torch.inf
+    safe = torch.where(empty, torch.zeros_like(values), values)
+    return torch.where(empty, total, safe.logsumexp(0))
+
+
 POINTWISE: dict[str, Pointwise] = {
     "identity": Pointwise(lambda s: s, torch.ones_like),
     "softplus": Pointwise(lambda s: -F.logsigmoid(-s), torch.sigmoid),

@@ -45,6 +45,12 @@ class Problem:
     that is `grouped`, for which it is left out where they differ."""
     col_ids: Tensor | None = None
     """(K, M) int64"""
+    guide_x: Tensor | None = None
+    """(N, g): pair (i, j) is left out where <guide_x_i, guide_y_j> > guide_limit_i. No gradient goes through it."""
+    guide_y: Tensor | None = None
+    """(M, g)"""
+    guide_limit: Tensor | None = None
+    """(N,)"""
     form: str = "inner_product"
     """A key of forms.FORMS."""
     fn: str = "logsumexp"
@@ -95,6 +101,18 @@ class Problem:
     def left_out_by_ids(self, equal: Tensor) -> Tensor:
         """Of pairs whose K ids agree as `equal` (K, ...), bool, says: True where they leave a pair out, (...)."""
         return equal[1:].any(0) | ~equal[0] if self.grouped else equal.any(0)
+
+    @property
+    def guided(self) -> bool:
+        """Whether a guide's scores leave pairs out."""
+        return self.guide_x is not None
+
+    def left_out_by_guide(self, rows: slice = slice(None), cols: slice = slice(None)) -> Tensor:
+        """(N, M) bool of a guided problem, or of some rows and columns of it."""
+        assert self.guide_x is not None
+        assert self.guide_y is not None
+        assert self.guide_limit is not None
+        return self.guide_x[rows] @ self.guide_y[cols].T > self.guide_limit[rows, None]
 
     @property
     def clamped(self) -> bool:

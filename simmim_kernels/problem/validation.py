@@ -85,6 +85,17 @@ def width(value: Tensor, expected: int, name: str) -> None:
         raise ValueError(f"{name} must have shape (N, {expected}), got {describe(value)}")
 
 
+def guide(x: object, y: object, limit: object, shape: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A guide's features of all rows and columns, and its limits of the rows; constants, in the compute dtype."""
+    names = ("guide_x", "guide_y")
+    sides = operands(x, y, names)
+    for side, name, length in zip(sides, names, shape, strict=True):
+        if len(side) != length or side.device != like.device:
+            raise ValueError(f"{name} must have {length} rows on {like.device}, got {describe(side)}")
+    limits, dtype = vector(limit, "limit", shape[0], like), compute_dtype(sides[0].dtype)
+    return sides[0].detach().to(dtype), sides[1].detach().to(dtype), limits.detach().to(dtype)
+
+
 def scalar(value: object, name: str, like: Tensor) -> Tensor:
     """A number or a tensor of one element, as a 0-dim floating tensor on the device of `like`."""
     if not isinstance(value, Tensor):

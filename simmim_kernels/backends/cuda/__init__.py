@@ -55,6 +55,8 @@ def supports(problem: Problem) -> str | None:
             "float32 operands are multiplied as TF32 alone, and torch.get_float32_matmul_precision() is 'highest': "
             "torch.set_float32_matmul_precision('high') allows it"
         )
+    if problem.guided:
+        return "pairs that a guide's scores leave out have no CUDA kernel"
     if max(problem.shape) > _MOST:
         return f"the kernels take up to {_MOST} rows and columns; there are {max(problem.shape)}"
     return _cannot_run_on(problem.x.device)

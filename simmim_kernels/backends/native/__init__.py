@@ -52,6 +52,8 @@ def supports(problem: Problem) -> str | None:
         return f"the kernels run on the CPU; operands are on {problem.x.device}"
     if problem.fn not in _FUNCTIONS:
         return f"the function {problem.fn!r} has no native kernel"
+    if problem.guided:
+        return "pairs that a guide's scores leave out have no native kernel"
     return None
 
 

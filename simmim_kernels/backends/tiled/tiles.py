@@ -90,6 +90,9 @@ class Walk:
         """Overwrites the entries of `values` (a tile's shape) that stand for excluded pairs."""
         p = self.problem
         mask = self._id_mask(tile.rows, tile.cols)
+        if p.guided:
+            by_guide = p.left_out_by_guide(tile.rows, tile.cols)
+            mask = by_guide if mask is None else mask.logical_or_(by_guide)
         if mask is not None:
             if p.joint == "kept":
                 _change_joint(p, tile, mask, torch.zeros_like)

@@ -1,0 +1,71 @@
+"""open_clip's ClipLoss, SigLipLoss, CoCaLoss and DistillClipLoss (of 3.3.0), without the logits."""
+
+import torch.nn.functional as F
+from open_clip import loss as original
+from torch import Tensor
+
+from ..losses import clip_loss, siglip_loss
+from ..operator.computation import without_autocast
+from ..scores import PairwiseScores
+from ._processes import only_one
+
+
+class ClipLoss(original.ClipLoss):
+    """open_clip's ClipLoss. A logit_bias has gradient 0, as there, where the softmax is the same for any."""
+
+    def forward(self, image_features, text_features, logit_scale, logit_bias=None, output_dict=False):
+        only_one("ClipLoss(world_size=)", self.world_size)
+        loss = clip_loss(image_features, text_features, logit_scale, logit_bias)
+        return {"contrastive_loss": loss} if output_dict else loss
+
+
+class CoCaLoss(original.CoCaLoss, ClipLoss):
+    """open_clip's CoCaLoss: its forward, with the contrastive part of ClipLoss above."""
+
+
+class DistillClipLoss(original.DistillClipLoss, ClipLoss):
+    """open_clip's DistillClipLoss: CLIP's loss, and the cross entropy of student and teacher."""
+
+    def forward(
+        self,
+        image_features,
+        text_features,
+        logit_scale,
+        dist_image_features,
+        dist_text_features,
+        dist_logit_scale,
+        output_dict=False,
+    ):
+        only_one("DistillClipLoss(world_size=)", self.world_size)
+        student = (image_features, text_features)
+        teacher = (dist_image_features, dist_text_features)
+        scores = PairwiseScores(*student, scale=logit_scale)
+        rows, columns = scores.logsumexps()
+        contrastive_loss = ((rows + columns) / 2 - scores.joint).mean()
+        taught = _taught(student, teacher, dist_logit_scale)
+        taught = taught + _taught(student[::-1], teacher[::-1], dist_logit_scale)
+        distill_loss = ((rows + columns - logit_scale * taught) / 2).mean()
+        if output_dict:
+            return {"contrastive_loss": contrastive_loss, "distill_loss": distill_loss}
+        return contrastive_loss, distill_loss
+
+
+def _taught(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], scale: float | Tensor) -> Tensor:
+    """(N,) mean of <x_i, y_j> of the student under the teacher's softmax over j, by attention of the teacher's."""
+    (x, y), (query, key) = student, teacher
+    query = scale * query
+    # One width for all, which the attention that makes no matrix asks for.
+    width = max(y.shape[1], key.shape[1])
+    query, key, value = (F.pad(t, (0, width - t.shape[1]))[None] for t in (query, key, y))
+    with without_autocast(x.device):
+        mean = F.scaled_dot_product_attention(query, key.to(query.dtype), value.to(query.dtype), scale=1.0)[0]
+        return (x * mean[:, : y.shape[1]]).sum(1)
+
+
+class SigLipLoss(original.SigLipLoss):
+    """open_clip's SigLipLoss."""
+
+    def forward(self, image_features, text_features, logit_scale, logit_bias, output_dict=False):
+        only_one("SigLipLoss(world_size=)", self.world_size)
+        loss = siglip_loss(image_features, text_features, logit_scale, logit_bias)
+        return {"contrastive_loss": loss} if output_dict else loss

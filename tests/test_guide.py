@@ -1,0 +1,113 @@
+"""Pairs left out by a guide's scores, and ranking without false negatives, against dense formulas."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import simmim_kernels as sk
+
+BACKENDS = ("reference", "tiled")
+N, M = 40, 55
+
+
+def problem():
+    x, y = torch.randn(N, 6, dtype=torch.float64), torch.randn(M, 6, dtype=torch.float64)
+    guide = torch.randn(N, 3, dtype=torch.float64), torch.randn(M, 3, dtype=torch.float64), torch.randn(N).double()
+    return x.requires_grad_(), y.requires_grad_(), guide
+
+
+@pytest.mark.parametrize("keep_joint", [False, True])
+@pytest.mark.parametrize("with_ids", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_against_dense(backend, with_ids, keep_joint, small_tiles):
+    x, y, guide = problem()
+    out = guide[0] @ guide[1].T > guide[2][:, None]
+    scores = sk.DotCritic()(x, y).exclude_above(*guide, keep_joint=keep_joint)
+    if with_ids:
+        ids = torch.arange(N) % 5, torch.arange(M) % 7
+        out = out | (ids[0][:, None] == ids[1])
+        scores = scores.exclude(*ids, keep_joint=keep_joint)
+    if keep_joint:
+        out[torch.arange(N), torch.arange(N)] = False
+    dense = (x @ y.T).masked_fill(out, -torch.inf)
+    assert torch.equal(scores.dense(), dense)
+    for dim, name in ((1, "rows"), (0, "columns"), ((0, 1), "all")):
+        want, got = torch.logsumexp(dense, dim), scores.logsumexp(dim, backend=backend)
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12, msg=name)
+        found, truth = (torch.autograd.grad(v.square().sum(), (x, y), retain_graph=True) for v in (got, want))
+        torch.testing.assert_close(found, truth, rtol=1e-10, atol=1e-10)
+        assert torch.equal(scores.count(dim), (~out).sum(dim))
+    softplus = scores.sum((0, 1), backend=backend)
+    torch.testing.assert_close(softplus, torch.logaddexp(x @ y.T, torch.zeros(()).double())[~out].sum())
+    if keep_joint:
+        with sk.use_backend(backend):
+            torch.testing.assert_close(scores.cross_entropy(1), dense.logsumexp(1) - dense.diagonal())
+
+
+def test_second_derivatives():
+    x, y, guide = problem()
+    guide = guide[0][:5], guide[1][:6], guide[2][:5]
+
+    def statistic(x, y):
+        return sk.DotCritic()(x, y).exclude_above(*guide, keep_joint=True).logsumexp(1, backend="tiled")
+
+    x, y = x[:5].detach().requires_grad_(), y[:6].detach().requires_grad_()
+    assert torch.autograd.gradgradcheck(statistic, (x, y))
+
+
+def test_what_cannot_be_is_named():
+    x, y, guide = problem()
+    scores = sk.DotCritic()(x, y)
+    for arguments, message in (
+        ((guide[0][:3], *guide[1:]), r"guide_x must have 40 rows"),
+        ((guide[0], guide[1][:, :2], guide[2]), "guide_x and guide_y must have the same number of columns"),
+        ((*guide[:2], guide[2][:4]), r"limit must have shape \(40,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            scores.exclude_above(*arguments)
+    with pytest.raises(ValueError, match="a second guide"):
+        scores.exclude_above(*guide).exclude_above(*guide)
+    with pytest.raises(ValueError, match="keep_joint must be the same"):
+        scores.exclude_above(*guide).exclude(torch.arange(N), torch.arange(M), keep_joint=True)
+    with pytest.raises(RuntimeError, match=r"native.*(guide|no compiler|not built)"):
+        scores.exclude_above(*guide).logsumexp(1, backend="native")
+
+
+@pytest.mark.parametrize("negatives", [False, True])
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize(("anchors", "positives"), [(True, True), (False, True), (True, False)])
+def test_guided_ranking(anchors, positives, relative, negatives):
+    """sentence-transformers' GISTEmbedLoss, on matrices."""
+    count = 3 if negatives else 2
+    given = [torch.randn(N, 6, dtype=torch.float64, requires_grad=True) for _ in range(count)]
+    guides = [torch.randn(N, 4, dtype=torch.float64) for _ in range(count)]
+    z, g = ([F.normalize(t, dim=1) for t in both] for both in (given, guides))
+    paired = (g[0] * g[1]).sum(1, keepdim=True)
+    limit = paired - (0.1 * paired.abs() if relative else 0.1)
+    blocks = [(0, 1)]
+    if anchors:
+        blocks.append((0, 0))
+    if positives:
+        blocks.append((1, 1))
+    if negatives:
+        blocks.append((0, 2))
+    scores = []
+    for a, b in blocks:
+        out = g[a] @ g[b].T > limit
+        if (a, b) == (0, 1):
+            out = out & ~torch.eye(N, dtype=torch.bool)
+        scores.append((z[a] @ z[b].T).masked_fill(out, -torch.inf))
+    want = F.cross_entropy(torch.cat(scores, 1) / 0.05, torch.arange(N))
+    got = sk.guided_ranking_loss(
+        given[0], given[1], given[2] if negatives else None, guides, 0.05,
+        margin=0.1, relative=relative, contrast_anchors=anchors, contrast_positives=positives,
+    )  # fmt: skip
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    found, truth = (torch.autograd.grad(v, given) for v in (got, want))
+    torch.testing.assert_close(found, truth, rtol=1e-10, atol=1e-10)
+
+
+def test_guided_ranking_names_wrong_guides():
+    x = torch.randn(4, 3)
+    with pytest.raises(ValueError, match="guides must be 2 tensors"):
+        sk.guided_ranking_loss(x, x, None, [x])
