@@ -101,7 +101,7 @@ def linear(t: dict[str, Tensor], group, **options) -> Tensor:
 
 LOSSES: dict[str, Value] = {
     "clip": lambda t, g: sk.clip_loss(t["x"], t["y"], t["scale"], group=g),
-    "clip, sum": lambda t, g: sk.clip_loss(t["x"], t["y"], t["scale"], "sum", group=g),
+    "clip, sum": lambda t, g: sk.clip_loss(t["x"], t["y"], t["scale"], reduction="sum", group=g),
     "siglip": lambda t, g: sk.siglip_loss(t["x"], t["y"], t["scale"], t["bias"], group=g),
     "info_nce": lambda t, g: sk.info_nce_loss(t["x"], t["y"], None, t["temperature"], group=g),
     "info_nce, symmetric": lambda t, g: sk.InfoNCELoss(0.3, symmetric=True, group=g)(t["x"], t["y"]),
