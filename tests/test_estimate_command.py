@@ -201,7 +201,6 @@ def test_x_is_what_nothing_else_takes(survey):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "survey.csv is the only file: name a second one, or the columns of y as --y-columns"),
         (["--y-columns", "height"], "survey.csv has no column 'height'; it has size, colour, weight, subject"),
         (["--y-columns", "weight", "--groups", "nowhere.csv"], "nowhere.csv cannot be read: No such file"),
         (["--y-columns", "weight", "--groups", "size,colour"], "survey.csv must have one column of groups, got 2"),

@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif command == "info":
             print(info())
         elif command == "estimate":
+            if options["y"] is None and options["y_columns"] is None:
+                whole.error("estimate needs a file Y, or the columns of y in X's file: --y-columns NAME,NAME")
             _run("estimate", "estimate", _ESTIMATE_EXTRAS, options)
         else:
             name = options.pop("demo")

@@ -48,15 +48,14 @@ def read_samples(
     delimiter: str | None = None,
     drop_missing: bool = False,
 ) -> Samples:
-    """From a file each of x and y, or columns of one. `given` and `groups` are columns of x's file, or other files.
+    """From a file each of x and y, or columns of one, where y is None and `y_columns` are named.
 
-    Columns of x's file that another part takes are not x's. Raises DataError.
+    `given` and `groups` are columns of x's file, or other files. Columns of x's file that another part takes are not
+    x's. Raises DataError.
     """
     first = read(x, delimiter)
     second = first if y is None else read(y, delimiter)
     notes = [*first.notes, *(second.notes if y is not None else ())]
-    if y is None and y_columns is None:
-        raise DataError(f"{x} is the only file: name a second one, or the columns of y as --y-columns NAME,NAME")
     taken: list[str] = []
     tables: dict[str, Table] = {}
     for name, wanted in (("given", given), ("groups", groups)):
