@@ -56,9 +56,9 @@ def _taught(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], scal
     query = scale * query
     # One width for all, which the attention that makes no matrix asks for.
     width = max(y.shape[1], key.shape[1])
-    query, key, value = (F.pad(t, (0, width - t.shape[1]))[None] for t in (query, key, y))
+    query, key, value = (F.pad(t, (0, width - t.shape[1]))[None, None] for t in (query, key, y))
     with without_autocast(x.device):
-        mean = F.scaled_dot_product_attention(query, key.to(query.dtype), value.to(query.dtype), scale=1.0)[0]
+        mean = F.scaled_dot_product_attention(query, key.to(query.dtype), value.to(query.dtype), scale=1.0)[0, 0]
         return (x * mean[:, : y.shape[1]]).sum(1)
 
 
