@@ -1,6 +1,7 @@
 """Microseconds of a step of small batches, forward and backward, ours and dense PyTorch's interleaved, as a table.
 
 python -m benchmarks.small
+python -m benchmarks.small --cpu   # of one thread's processor, on a machine that others use
 """
 
 import argparse
@@ -56,7 +57,9 @@ def inputs(n: int, d: int) -> tuple[Tensor, Tensor]:
     return x.requires_grad_(), F.normalize(x.detach() + noise, dim=1).requires_grad_()
 
 
-def microseconds(functions: tuple[Callable[[], object], ...], seconds: float) -> list[list[float]]:
+def microseconds(
+    functions: tuple[Callable[[], object], ...], seconds: float, clock: Callable[[], float]
+) -> list[list[float]]:
     """Of each function, called in turn for some seconds, after a few calls that are not counted."""
     found: list[list[float]] = [[] for _ in functions]
     start = None
@@ -64,9 +67,9 @@ def microseconds(functions: tuple[Callable[[], object], ...], seconds: float) ->
         if turn == 20:
             start = time.perf_counter()
         for function, times in zip(functions, found, strict=True):
-            before = time.perf_counter()
+            before = clock()
             function()
-            times.append(1e6 * (time.perf_counter() - before))
+            times.append(1e6 * (clock() - before))
         if start is not None and time.perf_counter() - start > seconds and turn > 50:
             break
     return [times[20:] for times in found]
@@ -75,15 +78,17 @@ def microseconds(functions: tuple[Callable[[], object], ...], seconds: float) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--cpu", action="store_true", help="processor time, not the wall's, of one thread")
     parser.add_argument("--seconds", type=float, default=0.5, help="for each case")
     arguments = parser.parse_args()
+    clock = time.thread_time if arguments.cpu else time.perf_counter
     print("| loss | N | d | threads | ours, us | dense, us | ours / dense |\n|---|---|---|---|---|---|---|", flush=True)
     for name, losses in LOSSES.items():
         for n, d in SIZES:
-            for threads in arguments.threads:
+            for threads in [1] if arguments.cpu else arguments.threads:
                 torch.set_num_threads(threads)
                 functions = tuple(partial(forward_backward, loss, inputs(n, d)) for loss in losses)
-                ours, theirs = microseconds(functions, arguments.seconds)
+                ours, theirs = microseconds(functions, arguments.seconds, clock)
                 ratio = median(a / b for a, b in zip(ours, theirs, strict=True))
                 row = (name, n, d, threads, f"{median(ours):.0f}", f"{median(theirs):.0f}", f"{ratio:.2f}")
                 print("|", " | ".join(map(str, row)), "|", flush=True)
