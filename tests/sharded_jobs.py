@@ -386,3 +386,31 @@ def demo_curve(group, steps: int) -> list[float]:
     torch.manual_seed(0)
     images = torch.rand(40, digits.SIDE**2, dtype=torch.float64).float()
     return list(digits.train(digits.build_model(group), images, steps, 31, group))
+
+
+# Drop-ins for other libraries, on all ranks.
+
+
+def drop_in_losses(group, library: str) -> dict[str, tuple[Tensor, ...]]:
+    """By name a loss and its gradients by this rank's features; raises ImportError where the library is missing."""
+    import importlib
+
+    from torchvision_stand_in import stand_in_for_torchvision
+
+    stand_in_for_torchvision()
+    module, world = importlib.import_module(f"simmim_kernels.drop_in.{library}"), group.size()
+    x, y = features(group.rank())
+    if library == "open_clip":
+        options = {"rank": group.rank(), "world_size": world}
+        losses = {
+            "ClipLoss": lambda: module.ClipLoss(local_loss=True, gather_with_grad=True, **options)(x, y, 3.0),
+            "SigLipLoss": lambda: module.SigLipLoss(**options)(x, y, 3.0, -1.0),
+        }
+    else:
+        names = ("NTXentLoss", "DCLLoss")
+        losses = {name: lambda name=name: getattr(module, name)(gather_distributed=True)(x, y) for name in names}
+    found = {}
+    for name, loss in losses.items():
+        value = loss()
+        found[name] = (value.detach(), *torch.autograd.grad(value, (x, y)))
+    return found

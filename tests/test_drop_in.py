@@ -8,8 +8,10 @@ import itertools
 import warnings
 
 import pytest
+import sharded_jobs
 import torch
 import torch.nn.functional as F
+from ranks import RANKS, Ranks
 from torchvision_stand_in import stand_in_for_torchvision
 
 REASON = "a library of the extra `peers` is not installed"
@@ -105,8 +107,38 @@ def test_open_clip_settings_and_autocast():
         assert isinstance(losses[0], getattr(theirs, name))
         assert vars(losses[0]).keys() == vars(losses[1]).keys()
         assert_no_worse(*(lambda x, y, loss=loss: loss(x, y, 10.0, -5.0) for loss in losses), (x, y))
-    with pytest.raises(NotImplementedError, match=r"ClipLoss\(world_size=\)"):
+    with pytest.raises(ValueError, match=r"ClipLoss\(world_size=\) .* got 2 and 1"):
         ours.ClipLoss(world_size=2)(x, y, 1.0)
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    with Ranks() as started:
+        yield started
+
+
+@pytest.mark.parametrize("name", ["open_clip", "lightly"])
+def test_several_processes_have_the_loss_of_one(ranks, name):
+    """The value, and the gradients that DDP's mean over processes makes those of the originals on the whole batch."""
+    _, theirs = library(name)
+    batch = [sharded_jobs.features(rank) for rank in range(RANKS)]
+    whole = [torch.cat(parts).detach().requires_grad_() for parts in zip(*batch, strict=True)]
+    originals = {
+        "ClipLoss": lambda: theirs.ClipLoss()(*whole, 3.0),
+        "SigLipLoss": lambda: theirs.SigLipLoss()(*whole, 3.0, -1.0),
+        "NTXentLoss": lambda: theirs.NTXentLoss()(*whole),
+        "DCLLoss": lambda: theirs.DCLLoss()(*whole),
+    }
+    found = ranks.run(RANKS, sharded_jobs.drop_in_losses, name)
+    for loss in found[0]:
+        want = originals[loss]()
+        truths = torch.autograd.grad(want, whole)
+        for rank, values in enumerate(found):
+            value, *gradients = values[loss]
+            assert torch.allclose(value, want, rtol=1e-10)
+            for gradient, truth in zip(gradients, truths, strict=True):
+                own = RANKS * truth.split(len(gradient))[rank]
+                assert torch.allclose(gradient, own, rtol=1e-9, atol=1e-12), (loss, rank)
 
 
 @pytest.mark.parametrize("n", SIZES[1:])

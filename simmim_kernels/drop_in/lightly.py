@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..decoupled import dcl_loss
 from ..losses import info_nce_loss, nt_xent_loss
-from ._processes import only_one
+from ._processes import only_one, world
 
 
 def _any_sign(temperature: float | Tensor) -> float | Tensor:
@@ -20,26 +20,32 @@ def _any_sign(temperature: float | Tensor) -> float | Tensor:
 
 
 class NTXentLoss(_NTXentLoss):
-    """lightly's NTXentLoss: SimCLR's without a memory bank, MoCo's with one, which is lightly's own module."""
+    """lightly's NTXentLoss: SimCLR's without a memory bank, MoCo's with one, which is lightly's own module.
+
+    With gather_distributed every process has the loss of the whole batch and, once DDP averaged them, its gradients.
+    """
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        if self.gather_distributed:
-            only_one("NTXentLoss(gather_distributed=True)")
         temperature = _any_sign(self.temperature)
         if self.memory_bank.size[0] == 0:
-            return nt_xent_loss(out0, out1, temperature)
+            group = world("NTXentLoss(gather_distributed=True)") if self.gather_distributed else None
+            return nt_xent_loss(out0, out1, temperature, group=group)
         out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
         out1, bank = self.memory_bank(out1, update=out0.requires_grad)
         return info_nce_loss(out0, out1, bank.T.to(out0), temperature, normalize=False)
 
 
 class DCLLoss(_DCLLoss):
-    """lightly's DCLLoss."""
+    """lightly's DCLLoss; of several processes as NTXentLoss above, but with a weight_fn in one alone."""
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        group = None
         if self.gather_distributed:
-            only_one(f"{type(self).__name__}(gather_distributed=True)")
-        return dcl_loss(out0, out1, _any_sign(self.temperature), weight_fn=self.weight_fn)
+            option = f"{type(self).__name__}(gather_distributed=True)"
+            if self.weight_fn is not None:
+                only_one(f"{option} with a weight_fn")
+            group = world(option)
+        return dcl_loss(out0, out1, _any_sign(self.temperature), weight_fn=self.weight_fn, group=group)
 
 
 class DCLWLoss(_DCLWLoss, DCLLoss):

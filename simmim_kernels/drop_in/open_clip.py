@@ -7,15 +7,19 @@ from torch import Tensor
 from ..losses import clip_loss, siglip_loss
 from ..operator.computation import without_autocast
 from ..scores import PairwiseScores
-from ._processes import only_one
+from ._processes import only_one, world
 
 
 class ClipLoss(original.ClipLoss):
-    """open_clip's ClipLoss. A logit_bias has gradient 0, as there, where the softmax is the same for any."""
+    """open_clip's ClipLoss. A logit_bias has gradient 0, as there, where the softmax is the same for any.
+
+    With world_size above 1 every process has the loss of the whole batch and, once DDP has averaged them, its
+    gradients, whatever local_loss and gather_with_grad say.
+    """
 
     def forward(self, image_features, text_features, logit_scale, logit_bias=None, output_dict=False):
-        only_one("ClipLoss(world_size=)", self.world_size)
-        loss = clip_loss(image_features, text_features, logit_scale, logit_bias)
+        group = world("ClipLoss(world_size=)", self.world_size)
+        loss = clip_loss(image_features, text_features, logit_scale, logit_bias, group=group)
         return {"contrastive_loss": loss} if output_dict else loss
 
 
@@ -36,7 +40,8 @@ class DistillClipLoss(original.DistillClipLoss, ClipLoss):
         dist_logit_scale,
         output_dict=False,
     ):
-        only_one("DistillClipLoss(world_size=)", self.world_size)
+        if self.world_size > 1:
+            only_one("DistillClipLoss(world_size=)", self.world_size)
         student = (image_features, text_features)
         teacher = (dist_image_features, dist_text_features)
         scores = PairwiseScores(*student, scale=logit_scale)
@@ -63,9 +68,9 @@ def _taught(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], scal
 
 
 class SigLipLoss(original.SigLipLoss):
-    """open_clip's SigLipLoss."""
+    """open_clip's SigLipLoss; of several processes as ClipLoss above, whatever dist_impl says."""
 
     def forward(self, image_features, text_features, logit_scale, logit_bias, output_dict=False):
-        only_one("SigLipLoss(world_size=)", self.world_size)
-        loss = siglip_loss(image_features, text_features, logit_scale, logit_bias)
+        group = world("SigLipLoss(world_size=)", self.world_size)
+        loss = siglip_loss(image_features, text_features, logit_scale, logit_bias, group=group)
         return {"contrastive_loss": loss} if output_dict else loss
