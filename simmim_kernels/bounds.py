@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from .operator import sharded
 from .problem import compute_dtype, validation
 from .scores import PairwiseScores
 
@@ -221,7 +222,7 @@ def readouts(scores: PairwiseScores, tau: float = 5.0) -> dict[str, Tensor]:
     with torch.no_grad():
         marginal = _marginal(scores, "readouts")
         joint, rows = scores.joint, marginal.logsumexp(1)
-        mean, partition = scores.mean(joint), scores._logsumexp(rows) - _count(marginal).log()
+        mean, partition = scores.mean(joint), sharded.logsumexp(rows, scores._shards) - _count(marginal).log()
         return {
             "infonce": scores.mean(joint - torch.logaddexp(joint, rows)) + math.log(scores.shape[1]),
             "nwj": mean - (partition - 1).exp(),

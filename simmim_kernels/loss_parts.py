@@ -8,7 +8,6 @@ from .operator import sharded
 from .operator.computation import without_autocast
 from .operator.global_batch import Shards, global_batch
 from .problem import compute_dtype, validation
-from .scores import PairwiseScores
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -34,14 +33,6 @@ def reduced(values: Tensor, reduction: str, shards: Shards | None = None) -> Ten
     if reduction == "none":
         return values
     return sharded.mean(values, shards) if reduction == "mean" else sharded.add(values.sum(), shards)
-
-
-def reduced_entropies(scores: PairwiseScores, dims: str, reduction: str) -> Tensor:
-    """Cross entropies of the joint pairs by "rows", or the mean of those by row and by column ("both"), reduced."""
-    if reduction == "none":
-        return scores._cross_entropies(dims).mean(0)
-    directions = 2 if dims == "both" else 1
-    return scores._cross_entropy_sum(dims, directions * (scores.anchors if reduction == "mean" else 1))
 
 
 def reduced_over(

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .loss_parts import REDUCTIONS, Loss, inverse, reduced, reduced_entropies, reduced_over, rowwise_scores
+from .loss_parts import REDUCTIONS, Loss, inverse, reduced, reduced_over, rowwise_scores
 from .operator.computation import autocast, without_autocast
-from .operator.cross_entropy import cross_entropy_from_others
+from .operator.cross_entropy import cross_entropy_from_others, cross_entropy_sum
 from .operator.global_batch import shards_of
 from .problem import Problem, compute_dtype, validation
 from .scores import PairwiseScores
@@ -60,7 +60,7 @@ def info_nce_loss(
     scale = inverse(temperature, query)
     if negative_keys is None:
         scores = PairwiseScores(query, positive_key, scale=scale, group=group)
-        return reduced_entropies(scores, "both" if symmetric else "rows", reduction)
+        return scores._reduced_entropies("both" if symmetric else "rows", reduction)
     pairs = Problem(*autocast(query, positive_key), [scale])
     if each_its_own:
         shards = shards_of(group, pairs)
@@ -90,9 +90,8 @@ def clip_loss(
     names = ("image_features", "text_features")
     validation.operands(image_features, text_features, names, same_length=True, may_be_empty=group is not None)
     logit_scale = validation.scalar(logit_scale, "logit_scale", image_features)
-    loss = reduced_entropies(
-        PairwiseScores(image_features, text_features, scale=logit_scale, group=group), "both", reduction
-    )
+    scores = PairwiseScores(image_features, text_features, scale=logit_scale, group=group)
+    loss = scores._reduced_entropies("both", reduction)
     return loss if logit_bias is None else loss + 0 * validation.scalar(logit_bias, "logit_bias", image_features)
 
 
@@ -143,7 +142,7 @@ def nt_xent_loss(
     if shards is not None:
         index = index + shards.first_row
     scores = PairwiseScores(z, z, scale=scale, positives=index.roll(n), group=shards)
-    return reduced_entropies(scores.exclude(index, index, keep_joint=True), "rows", reduction)
+    return scores.exclude(index, index, keep_joint=True)._reduced_entropies("rows", reduction)
 
 
 def linear_cross_entropy(
@@ -182,7 +181,7 @@ def linear_cross_entropy(
     row_weight = None if class_weight is None else class_weight.to(scores.dtype)[target]
     if reduction != "none" and not label_smoothing and shards is None:
         counts = counted.to(scores.dtype) if row_weight is None else row_weight.where(counted, 0)
-        return scores._cross_entropy_sum("rows", counts.sum() if reduction == "mean" else 1, counts)
+        return cross_entropy_sum(problem, "rows", counts.sum() if reduction == "mean" else 1, counts)
     entropies = scores.cross_entropy(1)
     values = entropies if row_weight is None else row_weight * entropies
     if label_smoothing:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .loss_parts import REDUCTIONS, Loss, inverse, reduced, reduced_entropies, rowwise_scores
+from .loss_parts import REDUCTIONS, Loss, inverse, reduced, rowwise_scores
 from .operator.computation import without_autocast
 from .operator.cross_entropy import cross_entropy_from_others
 from .problem import validation
@@ -62,7 +62,7 @@ def ranking_loss(
     hard = hardness_mode if hardness_strength > 0 else None
     chosen = set(directions)
     if hard is None and (partition_mode == "per_direction" or chosen == {"query_to_doc"}):
-        return reduced_entropies(scores, "both" if "doc_to_query" in chosen else "rows", reduction)
+        return scores._reduced_entropies("both" if "doc_to_query" in chosen else "rows", reduction)
 
     if hard is not None:
         of_queries = _with_hardness(queries, documents, negatives, scale, hard, hardness_strength)

@@ -258,11 +258,7 @@ class PairwiseScores:
         if dims == "columns":
             return self._statistic("logsumexp", "columns", backend)[1]
         rows = self._statistic("logsumexp", "rows", backend)[0]
-        return self._logsumexp(rows) if dims == "total" else rows
-
-    def _logsumexp(self, rows: Tensor) -> Tensor:
-        """() over values (N,), one for each anchor; with a group over the anchors of all ranks."""
-        return sharded.logsumexp(rows, self._shards)
+        return sharded.logsumexp(rows, self._shards) if dims == "total" else rows
 
     def logsumexps(self, backend: str | None = None) -> tuple[Tensor, Tensor]:
         """logsumexp(1) (N,) and logsumexp(0) (M,), in nats, from one pass over the scores."""
@@ -297,10 +293,13 @@ class PairwiseScores:
         self._need_positives()
         return cross_entropies(self._problem, dims, backend, self._shards)
 
-    def _cross_entropy_sum(self, dims: str, divisor: float | Tensor, weights: Tensor | None = None) -> Tensor:
-        """() sum of `_cross_entropies`, each times its row's weight (N,), by a divisor; with a group over all ranks."""
+    def _reduced_entropies(self, dims: str, reduction: str) -> Tensor:
+        """Cross entropies by "rows", or the mean of those by row and by column ("both"), as a loss's `reduction`."""
+        if reduction == "none":
+            return self._cross_entropies(dims).mean(0)
         self._need_positives()
-        return self.over_ranks(cross_entropy_sum(self._problem, dims, divisor, weights, shards=self._shards))
+        divisor = (2 if dims == "both" else 1) * (self.anchors if reduction == "mean" else 1)
+        return self.over_ranks(cross_entropy_sum(self._problem, dims, divisor, shards=self._shards))
 
     def sum(self, dim: Dim, fn: str = "softplus", backend: str | None = None) -> Tensor:
         """Sum of a pointwise function of the scores, to (N,), (M,) or (): softplus, square, log1mexp or identity.

@@ -18,8 +18,7 @@ NT-Xent of the positive pairs is sum_p softplus(neg_i - s_ip), a pointwise sum o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -47,6 +46,7 @@ class Labelled:
     """(N,) int64, the candidate that is the anchor itself, of its class, and left out; -1 for none."""
     shards: Shards | None = None
     """Of anchors among themselves: the ranks whose rows are all of them. Classes are then any numbers."""
+    _class_sums: Callable[[Tensor], Tensor] | None = field(default=None, init=False)
 
     def in_order_of_classes(self) -> tuple["Labelled", Tensor]:
         """The same with pairs of one class together, so that most tiles of pairs have none of them; and which anchors
@@ -62,14 +62,12 @@ class Labelled:
             own = ref_order.argsort()[own[order].clamp(min=0)].where(own[order] >= 0, -1)
         return Labelled(x, self.z.index_select(0, ref_order), classes, self.ref_classes[ref_order], own), order
 
-    @cached_property
-    def _of_class_among_anchors(self) -> Callable[[Tensor], Tensor]:
-        return class_sums(self.classes, self.shards)
-
     def of_class(self, values: Tensor) -> Tensor:
         """The candidates' values (M, ...), summed over each anchor's class, (N, ...)."""
         if self.z is self.x:
-            return self._of_class_among_anchors(values)
+            if self._class_sums is None:
+                self._class_sums = class_sums(self.classes, self.shards)
+            return self._class_sums(values)
         sums = values.new_zeros(len(self.x) + len(self.z), *values.shape[1:])
         return sums.index_add(0, self.ref_classes, values).index_select(0, self.classes)
 

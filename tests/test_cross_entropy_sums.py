@@ -8,6 +8,7 @@ from truth import Case, assert_close, gradients
 import simmim_kernels as sk
 from simmim_kernels.backends import native
 from simmim_kernels.backends.native.library import why_not
+from simmim_kernels.operator.cross_entropy import cross_entropy_sum
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"the native library: {why_not()}")
 
@@ -40,7 +41,7 @@ def weights_of(case: Case) -> Tensor:
 def check(case: Case, weighted: bool) -> None:
     weights = weights_of(case) if weighted else None
     for dims in ("rows",) if case.column is not None else ("rows", "both"):
-        got = case.scores(sk)._cross_entropy_sum(dims, 7, weights)
+        got = cross_entropy_sum(case.scores(sk)._problem, dims, 7, weights)
         value, want = truth(case, dims, weights)
         assert_close(got.detach(), value)
         for name, gradient in gradients(2 * got, case.tensors).items():
@@ -61,7 +62,7 @@ def test_options(n, m, d, weighted, options, instruction_set, threads):
 def test_dtypes(dtype, instruction_set, threads):
     case = Case(130, 300, 33, dtype)
     value, want = truth(case, "both", None)
-    got = case.scores(sk)._cross_entropy_sum("both", 7)
+    got = cross_entropy_sum(case.scores(sk)._problem, "both", 7)
     assert_close(got.detach(), value)
     for name, gradient in gradients(got, case.tensors).items():
         allowed = 1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
@@ -74,7 +75,7 @@ def test_second_derivatives():
 
     def total(x, y, scale, row_bias, col_bias, weights=None):
         scores = sk.PairwiseScores(x, y, scale=scale, row_bias=row_bias, col_bias=col_bias)
-        return scores._cross_entropy_sum("both", 7.0, weights)
+        return cross_entropy_sum(scores._problem, "both", 7.0, weights)
 
     for weights in (None, weights_of(case).double()):
         assert torch.autograd.gradcheck(lambda *t, weights=weights: total(*t, weights), tensors)

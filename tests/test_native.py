@@ -212,9 +212,9 @@ def test_cross_entropies_under_saved_tensor_hooks(reduction):
         return torch.tensor(values, dtype=dtype).reshape(shape)
 
     with sk.use_backend("native"):
-        want = torch.autograd.grad(sk.clip_loss(x, y, 3.0, reduction).sum(), (x, y))
+        want = torch.autograd.grad(sk.clip_loss(x, y, 3.0, reduction=reduction).sum(), (x, y))
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-            loss = sk.clip_loss(x, y, 3.0, reduction)
+            loss = sk.clip_loss(x, y, 3.0, reduction=reduction)
     assert (max(sizes) >= 70 * 70) == (reduction == "none")  # the mean has its gradients already
     for got, gradient in zip(torch.autograd.grad(loss.sum(), (x, y)), want, strict=True):
         assert torch.equal(got, gradient)

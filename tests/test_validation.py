@@ -60,6 +60,8 @@ def test_pairs_of_features(names, bad):
         # query is checked against positive_key first, by the same rules.
         first = "query"
         message = message.replace("{1}", "(positive_key|negative_keys)")
+        if bad == "three dimensions":
+            message = r"negative_keys must have shape \(6, K, 4\)"  # each query's own
     with pytest.raises(kind, match=message.format(first, second)):
         PAIR_FUNCTIONS[names](*arguments)
 
@@ -212,7 +214,7 @@ CALLS = {
     ),
     "bandwidth": (lambda: sk.GaussianCritic(0.0), ValueError, "bandwidth must be greater than 0"),
     "reduction": (
-        lambda: sk.clip_loss(X, Y, 1.0, "avg"),
+        lambda: sk.clip_loss(X, Y, 1.0, reduction="avg"),
         ValueError,
         "reduction must be one of mean, sum, none; got 'avg'",
     ),

@@ -128,12 +128,21 @@ _TABLE = {
         "ieee": Kinds(_CDNA_EXACT, _CDNA_EXACT, _CDNA_EXACT),
     },
 }
-# Of all others, the least shared memory (99 KB): sm_86, sm_89, sm_120.
+# Of all others, the least shared memory (99 KB): sm_86, sm_89.
 _TABLE["86"] = _TABLE["80"]
+# As those, but that the compiler leaves a thread fewer registers.
+_CONSUMER = _AMPERE._replace(fused={**_AMPERE.fused, 64: Tile(64, 32, 64, 4, 2)})
+_CONSUMER_HEAVY = _AMPERE_HEAVY._replace(fused={**_AMPERE.fused, 64: Tile(32, 32, 64, 4, 2)})
+_CONSUMER_TF32 = _TF32._replace(forward=Tile(64, 64, 32, 4, 3))
+_TABLE["120"] = {
+    "half": Kinds(_CONSUMER, _CONSUMER, _CONSUMER_HEAVY),
+    "tf32": Kinds(_CONSUMER_TF32, _CONSUMER_TF32, _CONSUMER_TF32),
+    "ieee": _TABLE["80"]["ieee"],
+}
 # Neither has TF32.
 for _name in ("gfx90a", "gfx950"):
     _TABLE[_name] = {kind: _TABLE["gfx942"][kind] for kind in ("half", "ieee")}
-_ROWS = {"80": "80", "90": "90", "100": "100", "103": "100"}
+_ROWS = {"80": "80", "90": "90", "100": "100", "103": "100", "120": "120", "121": "120"}
 
 _INTERPRETER = Shapes(Tile(16, 32, 16, 4, 1), Tile(16, 32, 16, 4, 1), {256: Tile(16, 32, 256, 4, 1)})
 
