@@ -17,7 +17,7 @@ from ..problem.pointwise import POINTWISE
 from .computation import cast_gradients, is_watched, without_autocast
 from .global_batch import Shards
 from .sharded import all_columns, joint_scores, statistic
-from .with_gradients import WithGradients, differentiable_gradients, with_tensors, without_tensors
+from .with_gradients import WithGradients, differentiable_gradients
 
 
 def cross_entropies(problem: Problem, dims: str, backend: str | None = None, shards: Shards | None = None) -> Tensor:
@@ -122,17 +122,16 @@ class CrossEntropies(torch.autograd.Function):
     def forward(ctx, problem, backend, *differentiable):
         with without_autocast(problem.x.device):
             entropies, statistics = BACKENDS[backend].cross_entropies(problem, any(ctx.needs_input_grad))
-        ctx.problem = without_tensors(problem)
+        ctx.problem = problem.without_tensors()
         ctx.backend, ctx.count = backend, len(statistics)
-        ctx.save_for_backward(*statistics, problem.positives, problem.row_ids, problem.col_ids, *differentiable)
+        ctx.save_for_backward(*statistics, *problem.constants, *differentiable)
         return entropies
 
     @staticmethod
     def backward(ctx, upstream):
         saved = ctx.saved_tensors  # once: a checkpoint without reentry makes them anew at every look
         statistics = saved[: ctx.count]
-        positives, row_ids, col_ids, *differentiable = saved[ctx.count :]
-        problem = with_tensors(ctx.problem, differentiable, positives, row_ids, col_ids)
+        problem = ctx.problem.with_tensors(saved[ctx.count :])
         needs = list(ctx.needs_input_grad[2:])
         if torch.is_grad_enabled():
             compose = partial(_composed, backend=ctx.backend, less=cross_entropy_from_others)

@@ -17,7 +17,6 @@ from .collectives import AllToAll
 from .computation import cast_gradients, without_autocast
 from .global_batch import Shards
 from .joint import joint_scores as local_joint_scores
-from .with_gradients import with_tensors, without_tensors
 
 
 @torch.compiler.disable(reason='schedule="ring" is not traced: its exchanges between neighbours are not functional')
@@ -35,16 +34,15 @@ class RingStatistic(torch.autograd.Function):
     @staticmethod
     def forward(ctx, problem, backend, shards, *differentiable):
         rows, columns = _forward(problem, backend, shards)
-        ctx.problem, ctx.backend, ctx.shards = without_tensors(problem), backend, shards
-        optional = (problem.positives, problem.row_ids, problem.col_ids)
-        ctx.save_for_backward(rows, columns, *optional, *differentiable)
+        ctx.problem, ctx.backend, ctx.shards = problem.without_tensors(), backend, shards
+        ctx.save_for_backward(rows, columns, *problem.constants, *differentiable)
         return rows, columns
 
     @staticmethod
     def backward(ctx, grad_rows, grad_columns):
         _refuse_second_derivatives()
-        rows, columns, positives, row_ids, col_ids, *differentiable = ctx.saved_tensors
-        problem = with_tensors(ctx.problem, differentiable, positives, row_ids, col_ids)
+        rows, columns, *tensors = ctx.saved_tensors
+        problem = ctx.problem.with_tensors(tensors)
         needs = list(ctx.needs_input_grad[3:])
 
         def of_block(block: Problem, where: slice) -> list[Tensor | None]:

@@ -26,8 +26,8 @@ class WithGradients(torch.autograd.Function):
     def forward(ctx, problem, make, again, factor, weights, *differentiable):
         needs = list(ctx.needs_input_grad[5:])
         value, made = make(problem, weights, needs)
-        ctx.problem, ctx.again, ctx.factor = without_tensors(problem), again, factor
-        ctx.save_for_backward(*made, weights, problem.positives, problem.row_ids, problem.col_ids, *differentiable)
+        ctx.problem, ctx.again, ctx.factor = problem.without_tensors(), again, factor
+        ctx.save_for_backward(*made, *differentiable, weights, *problem.constants)
         return value if factor == 1 else value * factor
 
     @staticmethod
@@ -35,7 +35,7 @@ class WithGradients(torch.autograd.Function):
         # Once: a checkpoint without reentry makes them anew at every look.
         saved, needs = ctx.saved_tensors, list(ctx.needs_input_grad[5:])
         count = len(needs)
-        made, (weights, *ids), differentiable = saved[:count], saved[count : count + 4], saved[count + 4 :]
+        made, differentiable, (weights, *constants) = saved[:count], saved[count : 2 * count], saved[2 * count :]
         if ctx.factor != 1:
             upstream = upstream * ctx.factor
         if not torch.is_grad_enabled():
@@ -44,7 +44,7 @@ class WithGradients(torch.autograd.Function):
                 for gradient, tensor, need in zip(made, differentiable, needs, strict=True)
             ]
         else:
-            problem = with_tensors(ctx.problem, differentiable, *ids)
+            problem = ctx.problem.with_tensors([*constants, *differentiable])
             found = differentiable_gradients(problem, lambda problem: ctx.again(problem, weights), upstream, needs)
         return None, None, None, None, None, *found
 
@@ -59,21 +59,3 @@ def differentiable_gradients(
     values = function(problem.with_differentiable(views))
     found = iter(torch.autograd.grad(values, wanted, upstream, create_graph=True, materialize_grads=True))
     return [next(found) if need else None for need in needs]
-
-
-def without_tensors(problem: Problem) -> Problem:
-    """For a context, in which tensors would outlive a checkpoint or what hooks do with those that are saved."""
-    nothing = dict.fromkeys(("x", "y", "row_bias", "col_bias", "positives", "row_ids", "col_ids"))
-    return problem.replace(parameters=[], **nothing)
-
-
-def with_tensors(
-    problem: Problem,
-    differentiable: Sequence[Tensor | None],
-    positives: Tensor | None,
-    row_ids: Tensor | None,
-    col_ids: Tensor | None,
-) -> Problem:
-    """What `without_tensors` left, with them."""
-    problem = problem.with_differentiable(differentiable)
-    return problem.replace(positives=positives, row_ids=row_ids, col_ids=col_ids)

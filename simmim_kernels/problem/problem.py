@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -149,5 +149,21 @@ class Problem:
         x, y, row_bias, col_bias, *parameters = tensors
         return self.replace(x=x, y=y, row_bias=row_bias, col_bias=col_bias, parameters=parameters)
 
+    @property
+    def constants(self) -> list[Tensor | None]:
+        """The tensors that no gradient goes through."""
+        return [getattr(self, name) for name in _CONSTANTS]
 
+    def without_tensors(self) -> "Problem":
+        """For a context, in which tensors would outlive a checkpoint or what hooks do with those that are saved."""
+        return self.with_tensors([None] * (len(_CONSTANTS) + 4))
+
+    def with_tensors(self, tensors: Sequence[Any]) -> "Problem":
+        """The problem with others in the places of `constants` and then of `differentiable`."""
+        count = len(_CONSTANTS)
+        constants = dict(zip(_CONSTANTS, tensors[:count], strict=True))
+        return self.with_differentiable(tensors[count:]).replace(**constants)
+
+
+_CONSTANTS = ("positives", "row_ids", "col_ids", "guide_x", "guide_y", "guide_limit")
 _FIELDS = tuple(field.name for field in dataclasses.fields(Problem))
