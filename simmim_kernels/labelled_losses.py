@@ -4,7 +4,6 @@ Features have shape (N, d); dtypes, `temperature`, `reduction` and errors (TypeE
 argument's name) are as in losses.py, and losses are in nats.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,15 +43,11 @@ def supcon_loss(
     validation.choice(reduction, "reduction", REDUCTIONS)
     if group is not None and ref is not None:
         raise NotImplementedError("ref must be None where there is a group: candidates are then the rows of all ranks")
-    data = labelled(features, labels, ref, ref_labels, ref_index, normalize, may_be_empty=group is not None)
+    data = labelled(features, labels, ref, ref_labels, ref_index, normalize, of_ranks=group is not None)
     scale = _scale(temperature, data)
-    shards = shards_of(group, Problem(data.x, data.x, [scale]))
-    if shards is not None:
-        # Numbers that mean the same on every rank.
-        labels = validation.integers(labels, "labels", len(features), features)
-        data = replace(data, classes=labels, ref_classes=labels, shards=shards)
+    data.shards = shards_of(group, Problem(data.x, data.x, [scale]))
     values, counted = supervised_contrast(data, scale, features.dtype)
-    return reduced_over(values, counted, reduction, empty=0.0, shards=shards)
+    return reduced_over(values, counted, reduction, empty=0.0, shards=data.shards)
 
 
 def labelled_nt_xent_loss(
@@ -76,7 +71,7 @@ def labelled_nt_xent_loss(
     if reduction == "none":
         return nt_xent_sums(data, _scale(temperature, data), features.dtype, by_anchor=True)
     total = nt_xent_sums(data, _scale(temperature, data), features.dtype, by_anchor=False)
-    return total if reduction == "sum" else total / data.positives_of_each().sum().clamp(min=1)
+    return total if reduction == "sum" else total / data.positives_of_each(data.sizes()).sum().clamp(min=1)
 
 
 def _scale(temperature: float | Tensor, data: Labelled) -> Tensor:
@@ -91,11 +86,14 @@ def labelled(
     ref_labels: Tensor | None,
     ref_index: Tensor | None,
     normalize: bool,
-    may_be_empty: bool = False,
+    of_ranks: bool = False,
 ) -> Labelled:
-    """Checked, normalised where asked for, and in the compute dtype."""
+    """Checked, normalised where asked for, and in the compute dtype.
+
+    Of several ranks one may have no rows, and classes stay as they are, numbers that mean the same on all.
+    """
     validation.flag(normalize, "normalize")
-    validation.features(features, "features", may_be_empty=may_be_empty)
+    validation.features(features, "features", may_be_empty=of_ranks)
     labels = validation.integers(labels, "labels", len(features), features)
     if ref is None and (ref_labels is not None or ref_index is not None):
         raise ValueError("ref_labels and ref_index must be None where there is no ref that they are of")
@@ -107,7 +105,7 @@ def labelled(
     with without_autocast(features.device):
         x = prepared(features)
         if ref is None:
-            classes = dense_ranks(labels)
+            classes = labels if of_ranks else dense_ranks(labels)
             return Labelled(x, x, classes, classes, torch.arange(len(x), device=x.device))
         validation.operands(features, ref, ("features", "ref"))
         ref_labels = validation.integers(ref_labels, "ref_labels", len(ref), features)

@@ -64,7 +64,7 @@ class Labelled:
 
     def of_class(self, values: Tensor) -> Tensor:
         """The candidates' values (M, ...), summed over each anchor's class, (N, ...)."""
-        if self.z is self.x:
+        if self.shards is not None:
             if self._class_sums is None:
                 self._class_sums = class_sums(self.classes, self.shards)
             return self._class_sums(values)
@@ -80,15 +80,18 @@ class Labelled:
         has = (self.own >= 0).view(-1, *[1] * (values.dim() - 1))
         return values.index_select(0, self.own.clamp(min=0)).where(has, 0)
 
-    def positives_of_each(self) -> Tensor:
-        """(N,) float, how many candidates of its class an anchor has, itself apart."""
-        ones = torch.ones_like(self.z[:, 0])
-        return self.of_class(ones) - self.of_own(ones)
+    def sizes(self) -> Tensor:
+        """(N,) float, how many candidates each anchor's class has."""
+        return self.of_class(torch.ones_like(self.z[:, 0]))
 
-    def centres(self) -> tuple[Tensor, Tensor]:
+    def positives_of_each(self, sizes: Tensor) -> Tensor:
+        """(N,) float, how many candidates of its class an anchor has, itself apart."""
+        return sizes - self.of_own(torch.ones_like(self.z[:, 0]))
+
+    def centres(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """(N, d) and (M, d), constants: the means of the candidates of each anchor's class, and of each candidate's."""
         if self.z is self.x:
-            centre = self.of_class(self.x.detach()) / self.of_class(torch.ones_like(self.x[:, :1]))
+            centre = self.of_class(self.x.detach()) / sizes[:, None]
             return centre, centre
         z, classes = self.z.detach(), self.ref_classes
         sums = z.new_zeros(len(self.x) + len(z), z.shape[1]).index_add(0, classes, z)
@@ -162,9 +165,9 @@ def nt_xent_pairs(data: Labelled, scale: Tensor, dtype: torch.dtype) -> tuple[Te
 
 def _within_classes(data: Labelled, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(N,) each: pos_i, pos_i - mean_p s_ip, and K_i."""
-    others = data.positives_of_each()
-    x, z, own = data.x, data.z, data.of_own
-    centre, ref_centre = data.centres()
+    x, z, own, sizes = data.x, data.z, data.of_own, data.sizes()
+    others = data.positives_of_each(sizes)
+    centre, ref_centre = data.centres(sizes)
     v = z - ref_centre
     u = v if z is x else x - centre
     column = scale * (v * ref_centre).sum(1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
-from truth import Case, assert_close, gradients
+from truth import ENTROPIES, Case, assert_close, gradients
 
 import simmim_kernels as sk
 from simmim_kernels.backends import native
@@ -11,15 +11,6 @@ from simmim_kernels.backends.native.library import why_not
 from simmim_kernels.operator.cross_entropy import cross_entropy_sum
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"the native library: {why_not()}")
-
-OPTIONS = {
-    "plain": {},
-    "biases": {"biases": True},
-    "clamp": {"clamp": (-0.4, 0.6), "biases": True},
-    "positives": {"positives": True},
-    "false negatives": {"joint": "kept", "ids": 2},
-    "strided": {"strided": True},
-}
 
 
 def truth(case: Case, dims: str, weights: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -51,7 +42,7 @@ def check(case: Case, weighted: bool) -> None:
                 assert_close(gradient, 2 * want[name], name=name)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+@pytest.mark.parametrize("options", ENTROPIES.values(), ids=list(ENTROPIES))
 @pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 3), (5, 9, 1), (97, 97, 33), (130, 1100, 16)])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 def test_options(n, m, d, weighted, options, instruction_set, threads):

@@ -15,6 +15,7 @@ import torch
 import torch.utils.checkpoint
 import torch.utils.data
 from truth import (
+    ENTROPIES,
     NEGATED,
     OPTIONS,
     POINTWISE,
@@ -99,16 +100,6 @@ def test_joint_pairs_at_the_edges_of_panels(fn, joint, instruction_set, threads)
     case.col_ids[0, case.column] = case.row_ids[0]
     for dim in (0, 1):
         check_statistic(sk, case, fn, dim, "native")
-
-
-ENTROPIES = {
-    "plain": {},
-    "biases": {"biases": True},
-    "clamp": {"clamp": (-0.4, 0.6), "biases": True},
-    "positives": {"positives": True},
-    "false negatives": {"joint": "kept", "ids": 2},
-    "strided": {"strided": True},
-}
 
 
 @pytest.mark.parametrize("options", ENTROPIES.values(), ids=list(ENTROPIES))

@@ -234,6 +234,17 @@ OPTIONS = {
 }
 
 
+# Of cross entropies.
+ENTROPIES = {
+    "plain": {},
+    "biases": {"biases": True},
+    "clamp": {"clamp": (-0.4, 0.6), "biases": True},
+    "positives": {"positives": True},
+    "false negatives": {"joint": "kept", "ids": 2},
+    "strided": {"strided": True},
+}
+
+
 # Of sums of a pointwise function alone.
 NEGATED = {
     "negated": {"joint": "negated", "biases": True},

@@ -47,8 +47,8 @@ class _Fused:
             # As there: (i, i) is no pair of rows that have the very same labels.
             own = torch.arange(len(embeddings), device=embeddings.device) if ref_labels is labels else None
         data = self._data(embeddings, labels, ref_emb, ref_labels, own)
-        positives = int(data.positives_of_each().sum())
-        same = int(data.of_class(torch.ones_like(data.z[:, 0])).sum())
+        sizes = data.sizes()
+        positives, same = int(data.positives_of_each(sizes).sum()), int(sizes.sum())
         negatives = len(data.x) * len(data.z) - same
         if positives == 0 or negatives == 0 or max(positives, negatives) == 1:
             return self.zero_losses()

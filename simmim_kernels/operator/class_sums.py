@@ -1,4 +1,4 @@
-"""Sums over the rows of a class, for every row that of its own class; with shards over the rows of all ranks.
+"""Sums over the rows of a class on all ranks, for every row that of its own class.
 
 A class is summed on the rank that its number falls to: each rank sends what its own rows come to, one row for each
 class that it has, and gets the sums of those classes back. That is O(n d) of memory and of traffic, whatever the batch.
@@ -9,21 +9,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..problem.ids import dense_ranks
 from .collectives import AllToAll
 from .global_batch import Shards
 
 
-def class_sums(classes: Tensor, shards: Shards | None) -> Callable[[Tensor], Tensor]:
-    """For classes (n,) int64: a function from values (n, ...) to the sums of their classes (n, ...), differentiable."""
-    if shards is None:
-        ranks = dense_ranks(classes)
-        return lambda values: _summed(values, ranks, len(ranks)).index_select(0, ranks)
-    return _across_ranks(classes, shards)
-
-
 @torch.compiler.disable(reason="how many classes go from rank to rank is seen in their values")
-def _across_ranks(classes: Tensor, shards: Shards) -> Callable[[Tensor], Tensor]:
+def class_sums(classes: Tensor, shards: Shards) -> Callable[[Tensor], Tensor]:
+    """For classes (n,) int64: a function from values (n, ...) to the sums of their classes (n, ...), differentiable."""
     name, size = shards.batch.name, shards.batch.size
     own, place = classes.unique(return_inverse=True)
     owner = own % size

@@ -113,9 +113,8 @@ def pair_counts(problem: Problem, dims: str, shards: Shards | None) -> Tensor:
 
 
 def _pairs_by_guide(problem: Problem, dims: str) -> Tensor:
-    one, x, y = (
-        problem.x.new_ones(size, dtype=torch.float64) for size in ((), (len(problem.x), 1), (len(problem.y), 1))
-    )
+    n, m = problem.shape
+    one, x, y = (problem.x.new_ones(size, dtype=torch.float64) for size in ((), (n, 1), (m, 1)))
     ones = {"x": x, "y": y, "parameters": [one], "row_bias": None, "col_bias": None, "form": "inner_product"}
     of_rows = "rows" if dims == "total" else dims
     counted = problem.replace(**ones, fn="identity", dims=of_rows, lo=-math.inf, hi=math.inf)
