@@ -6,6 +6,9 @@ from torch import Tensor
 # float16 weights are scaled so that the largest possible one is between 2^11 and 2^12: the smallest are then kept down
 # to 2^-36 of it.
 _HALF_EXPONENT = 12
+# Functions whose derivative is at most 1, so that upstream gradients bound the weights; of others float16 does not
+# hold them.
+BOUNDED = ("logsumexp", "softplus", "identity")
 
 
 def weight_unit(operand: Tensor, upstream: tuple[Tensor | None, ...]) -> Tensor | None:

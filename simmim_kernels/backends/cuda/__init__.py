@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
+from ...problem.half_weights import BOUNDED
 from . import strips
 from .calls import FUNCTIONS, OPERANDS, Call
 from .library import why_not, without_driver
 
 _FORM = "inner_product"
-# Whose derivative is at most 1: of others float16 does not hold the weights.
-_BOUNDED = ("logsumexp", "softplus", "identity")
 _CAPABILITY = (9, 0)
 # Coordinates of tiles are 32 bits; see csrc/cuda/interface.hpp.
 _MOST = 2**31 - 2**15
@@ -48,7 +47,7 @@ def supports(problem: Problem) -> str | None:
     dtype = problem.x.dtype
     if dtype not in OPERANDS:
         return f"{dtype} operands have no CUDA kernel"
-    if dtype == torch.float16 and problem.fn not in _BOUNDED:
+    if dtype == torch.float16 and problem.fn not in BOUNDED:
         return f"sums of {problem.fn!r} of float16 operands have no CUDA kernel: float16 would not hold the weights"
     if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
         return (

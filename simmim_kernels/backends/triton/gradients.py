@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem, total_gradient_dtype, weight_unit
+from ...problem.half_weights import BOUNDED
 from . import configurations
 from .configurations import fused_tile, weights_tile
 from .factors import factored
@@ -19,9 +20,6 @@ from .fused import run_fused
 from .passes import Pass, Wanted
 from .sides import NO_PAIRS, Critic, Side, critic_of, joint_pairs_of, sides_of
 from .strips import run_strips
-
-# Functions whose derivative is at most 1, so that upstream gradients bound the weights.
-_BOUNDED = ("logsumexp", "softplus", "identity")
 
 # The two sides, the critic, and the gradients of the joint scores, where they have a part in it.
 Prepared = tuple[Side, Side, Critic, Tensor | None]
@@ -70,7 +68,7 @@ def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, li
 
 def _widened(problem: Problem) -> Problem:
     """float16 operands in float32 where nothing bounds the weights, which then are as well."""
-    if problem.x.dtype != torch.float16 or problem.fn in _BOUNDED:
+    if problem.x.dtype != torch.float16 or problem.fn in BOUNDED:
         return problem
     return problem.replace(x=problem.x.float(), y=problem.y.float())
 
