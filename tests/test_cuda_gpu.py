@@ -29,7 +29,13 @@ def tf32():
     torch.set_float32_matmul_precision(before)
 
 
-SIZES = ((337, 453, 5, HALF[0]), (337, 453, 5, HALF[1]), (1000, 1001, 300, HALF[0]))
+SIZES = (
+    (337, 453, 5, HALF[0]),
+    (337, 453, 5, HALF[1]),
+    (1000, 1001, 120, HALF[0]),
+    (1000, 1001, 300, HALF[0]),
+    (300, 5000, 64, HALF[1]),
+)
 
 
 @pytest.mark.parametrize("options", OPTIONS)

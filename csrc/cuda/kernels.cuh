@@ -18,6 +18,16 @@ __global__ void __launch_bounds__(THREADS, 1)
 #endif
 }
 
+template <class S>
+__global__ void __launch_bounds__(S::THREADS, 1)
+    narrow(__grid_constant__ CUtensorMap const x, __grid_constant__ CUtensorMap const y, __grid_constant__ NarrowParams const params) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) char memory[];
+  Hopper<S> machine;
+  narrow_products<S>(machine, *reinterpret_cast<NarrowStorage<S, HopperBarrier>*>(memory), x, y, params);
+#endif
+}
+
 // A block of threads has WARP sums; each of its warps takes a slice of their parts.
 template <bool LOG>
 __global__ void __launch_bounds__(WARP* SLICES) merge(Merge by_row, Merge by_column, int row_blocks) {

@@ -9,13 +9,15 @@
 #ifdef __CUDACC__
 #include "kernels.cuh"
 #else
-#include "body.hpp"
 #include "merge.hpp"
+#include "narrow.hpp"
 
 // By the names that a host's compiler gives them: each is but an address, by which `find` knows it.
 namespace simmim {
 template <class S, class Epilogue>
 void kernel(CUtensorMap, CUtensorMap, int, Grid, typename Epilogue::Params);
+template <class S>
+void narrow(CUtensorMap, CUtensorMap, NarrowParams);
 template <bool LOG>
 void merge(Merge, Merge, int);
 }  // namespace simmim
@@ -191,6 +193,24 @@ class Launcher {
   void const* kernel_ = nullptr;
   int steps_ = 0, clusters_ = 0;
   cudaStream_t stream_ = nullptr;
+};
+
+template <class S>
+class NarrowLauncher {
+ public:
+  Status launch(simmim_cuda_problem const& p, NarrowParams const& params, int blocks) const {
+    constexpr int MEMORY = sizeof(NarrowStorage<S, uint64_t>);
+    static_assert(MEMORY <= 227 * 1024);
+    CUtensorMap x, y;
+    if (Status status = describe<S>(&x, p.x, p.n, p.d, p.x_row, S::X_PART)) return status;
+    if (Status status = describe<S>(&y, p.y, p.m, p.d, p.y_row, S::Y_PART)) return status;
+    void const* kernel;
+    if (Status status = find(&kernel, narrow<S>)) return status;
+    SIMMIM_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, MEMORY));
+    void const* arguments[] = {&x, &y, &params};
+    SIMMIM_TRY(cudaLaunchKernel(kernel, dim3(blocks), dim3(S::THREADS), const_cast<void**>(arguments), MEMORY, static_cast<cudaStream_t>(p.stream)));
+    return {};
+  }
 };
 
 }  // namespace
