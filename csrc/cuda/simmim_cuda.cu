@@ -10,6 +10,7 @@
 #include "kernels.cuh"
 #else
 #include "body.hpp"
+#include "lines.hpp"
 #include "merge.hpp"
 
 // By the names that a host's compiler gives them: each is but an address, by which `find` knows it.
@@ -18,6 +19,12 @@ template <class S, class Epilogue>
 void kernel(CUtensorMap, CUtensorMap, int, Grid, typename Epilogue::Params);
 template <bool LOG>
 void merge(Merge, Merge, int);
+template <Operand OPERAND>
+void joint_pairs(JointPairs, int);
+template <Operand OPERAND>
+void finish(Finish);
+template <int THREADS>
+void total(Total);
 }  // namespace simmim
 
 struct simmim_cuda_kernel {
@@ -193,7 +200,41 @@ class Launcher {
   cudaStream_t stream_ = nullptr;
 };
 
+// Launches the kernels of lines.
+class LineLauncher {
+ public:
+  explicit LineLauncher(void* stream) : stream_(static_cast<cudaStream_t>(stream)) {}
+
+  template <Operand OPERAND>
+  Status joint_pairs(JointPairs const& p, int lines) const {
+    void const* arguments[] = {&p, &lines};
+    return launch(simmim::joint_pairs<OPERAND>, blocks_of_lines(lines), WARP * LINES, arguments);
+  }
+  template <Operand OPERAND>
+  Status finish(Finish const& f) const {
+    void const* arguments[] = {&f};
+    return launch(simmim::finish<OPERAND>, blocks_of_lines(int64_t(f.rows.count) + f.columns.count), WARP * LINES, arguments);
+  }
+  Status total(Total const& t) const {
+    void const* arguments[] = {&t};
+    return launch(simmim::total<TOTAL_THREADS>, 1, TOTAL_THREADS, arguments);
+  }
+
+ private:
+  static unsigned blocks_of_lines(int64_t lines) { return unsigned((lines + LINES - 1) / LINES); }
+  template <class Kernel>
+  Status launch(Kernel* wanted, unsigned blocks, int threads, void const** arguments) const {
+    void const* kernel;
+    if (Status status = find(&kernel, wanted)) return status;
+    SIMMIM_TRY(cudaLaunchKernel(kernel, dim3(blocks), dim3(threads), const_cast<void**>(arguments), 0, stream_));
+    return {};
+  }
+
+  cudaStream_t stream_;
+};
+
 }  // namespace
 }  // namespace simmim
 
 #include "interface.hpp"
+#include "lines_interface.hpp"

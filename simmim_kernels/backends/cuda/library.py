@@ -12,7 +12,7 @@ from pathlib import Path
 from ..shared_library import Files, Unusable, open_library
 
 # SIMMIM_CUDA_INTERFACE of csrc/cuda/simmim_cuda.h, which this file follows.
-_INTERFACE = 2
+_INTERFACE = 3
 _LIBRARY = Path(__file__).with_name("_cuda.so")
 # What the build leaves beside it, or in its place.
 _DIGEST = Path(__file__).with_name("_cuda_digest.txt")
@@ -41,6 +41,44 @@ class GradientStruct(ctypes.Structure):
         ("stride", c_int64),
         *((name, c_void_p) for name in ("sums", "workspace")),
         ("adds", c_int32),
+    )
+
+
+class EntropiesStruct(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("rows", "columns", "scores")),
+        ("known", c_int32),
+        *((name, c_void_p) for name in ("row_entropies", "col_entropies", "row_upstream", "col_upstream")),
+        *((name, c_int64) for name in ("row_upstream_step", "col_upstream_step")),
+        ("factor", c_float),
+        ("weights", c_int32),
+        *((name, c_void_p) for name in ("value", "terms", "row_gradient", "col_gradient", "joint_gradient", "unit")),
+    )
+
+
+class EndsStruct(ctypes.Structure):
+    _fields_ = (
+        ("totals", c_void_p),
+        ("count", c_int64),
+        *((name, c_void_p) for name in ("own", "other")),
+        *((name, c_int64) for name in ("own_row", "other_row")),
+        *((name, c_void_p) for name in ("partners", "joint")),
+        ("joints", c_int64),
+        ("gradient", c_void_p),
+        ("wide", c_int32),
+        *((name, c_void_p) for name in ("bias", "dots")),
+    )
+
+
+class GradientsStruct(ctypes.Structure):
+    _fields_ = (
+        ("d", c_int64),
+        *((name, c_void_p) for name in ("scale", "unit", "upstream")),
+        *((name, EndsStruct) for name in ("rows", "columns")),
+        *((name, c_void_p) for name in ("scale_gradient", "dots")),
+        ("dot_count", c_int64),
+        *((name, c_int32) for name in ("operand", "device")),
+        ("stream", c_void_p),
     )
 
 
@@ -96,5 +134,12 @@ def declare(library: ctypes.CDLL) -> None:
         versions.argtypes, versions.restype = (), c_int
     library.simmim_cuda_statistics.argtypes = (POINTER(ProblemStruct), c_void_p, c_void_p, c_void_p)
     library.simmim_cuda_weights.argtypes = (POINTER(ProblemStruct), POINTER(GradientStruct))
-    for calls in (library.simmim_cuda_statistics, library.simmim_cuda_weights):
+    library.simmim_cuda_cross_entropies.argtypes = (POINTER(ProblemStruct), POINTER(EntropiesStruct), c_void_p)
+    library.simmim_cuda_finish.argtypes = (POINTER(GradientsStruct),)
+    for calls in (
+        library.simmim_cuda_statistics,
+        library.simmim_cuda_weights,
+        library.simmim_cuda_cross_entropies,
+        library.simmim_cuda_finish,
+    ):
         calls.restype = c_int
