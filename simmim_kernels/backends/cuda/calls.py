@@ -1,6 +1,7 @@
 """A problem as the C interface takes it."""
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,8 @@ class Call:
         self.device = problem.x.device
         self.x = aligned(problem.x)
         self.y = self.x if problem.y is problem.x else aligned(problem.y)
-        self.scale = problem.parameters[0].to(device=self.device, dtype=torch.float32)
+        scale = problem.parameters[0]
+        self.scale = _dense(scale if scale.device == self.device else scale.to(self.device), torch.float32)
         self._biases = [_dense(bias, torch.float32) for bias in (problem.row_bias, problem.col_bias)]
         self.positives = None if problem.joint == "counted" else _dense(problem.positives, torch.int64)
         self._ids = [_dense(ids, torch.int64) for ids in (problem.row_ids, problem.col_ids)]
@@ -151,8 +153,11 @@ def _check(status: int) -> None:
         raise RuntimeError(f"the CUDA library: {_library().simmim_cuda_message().decode()}")
 
 
-def _dense(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype).contiguous()
+def _dense(tensor: Any, dtype: torch.dtype) -> Any:
+    """A tensor as the kernels read it; None for none."""
+    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
+        return tensor
+    return tensor.to(dtype).contiguous()
 
 
 def address(tensor: Tensor | None, line: int = 0) -> int | None:
