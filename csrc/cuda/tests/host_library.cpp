@@ -1,9 +1,9 @@
 // The library's C interface on memory of the CPU, by fibers, for tests of what is around the kernels: the host's side of
 // them, and the Python that calls it. Slow. "Device" and stream are left alone.
 #include "../status.hpp"
+#include "host_lines.hpp"
 #include "host_machine.hpp"
 
-#include "../lines.hpp"
 #include "../merge.hpp"
 
 namespace simmim {
@@ -49,51 +49,23 @@ class Launcher {
   simmim_cuda_problem problem_;
 };
 
-struct HostElements {
-  template <Operand OPERAND>
-  float value(typename ElementOf<OPERAND>::Type v) const {
-    return host::value_of<OPERAND>(v);
-  }
-  template <Operand OPERAND>
-  typename ElementOf<OPERAND>::Type element(float v) const {
-    return host::element_of<OPERAND>(v);
-  }
-};
-
 class LineLauncher {
  public:
   explicit LineLauncher(void*) {}
 
   template <Operand OPERAND>
   Status joint_pairs(JointPairs const& p, int lines) const {
-    for (int i = 0; i < lines; ++i)
-      joint_pair(p, i, over_warp([&](int lane) { return joint_product<OPERAND>(HostElements{}, p, i, lane); }));
+    host::joint_pairs<OPERAND>(p, lines);
     return {};
   }
   template <Operand OPERAND>
   Status finish(Finish const& f) const {
-    for (Ends const* ends : {&f.rows, &f.columns})
-      for (int i = 0; i < ends->count; ++i)
-        end_dot(f, *ends, i, over_warp([&](int lane) { return end_line<OPERAND>(HostElements{}, f, *ends, i, lane); }));
+    host::finish<OPERAND>(f);
     return {};
   }
   Status total(Total const& t) const {
-    std::vector<float> parts(TOTAL_THREADS);
-    for (int thread = 0; thread < TOTAL_THREADS; ++thread) parts[thread] = total_part(t, thread);
-    for (int half = TOTAL_THREADS / 2; half > 0; half /= 2)
-      for (int thread = 0; thread < half; ++thread) parts[thread] += parts[thread + half];
-    *t.sum = parts[0] * t.factor;
+    host::total(t);
     return {};
-  }
-
- private:
-  template <class Part>
-  static float over_warp(Part const& part) {
-    float v[WARP];
-    for (int lane = 0; lane < WARP; ++lane) v[lane] = part(lane);
-    for (int half = WARP / 2; half > 0; half /= 2)
-      for (int lane = 0; lane < half; ++lane) v[lane] += v[lane + half];
-    return v[0];
   }
 };
 
