@@ -110,7 +110,7 @@ def test_the_body_of_the_kernels(program):
 
 
 # Those that are seen in a second. The script goes through all.
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 7, 8, 10, 14, 15, 16, 19, 20, 22, 23, 24, 28])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 7, 8, 10, 14, 15, 16, 19, 20, 22, 23, 24, 28, *range(30, 38)])
 def test_a_planted_error_of_the_body_is_seen(program, number):
     assert PLANTED["failure"](program, number) is not None
 
@@ -406,6 +406,42 @@ def test_the_library_says_what_it_refuses(host_library):
     struct = library.ProblemStruct(n=1, m=1, d=12)
     assert host_library.simmim_cuda_statistics(ctypes.byref(struct), None, None, None) == -1
     assert b"multiples of 16 bytes" in host_library.simmim_cuda_message()
+
+
+def test_the_library_says_what_it_refuses_of_cross_entropies(host_library):
+    def of_entropies(problem=None, **entropies):
+        right = {"n": 8, "m": 8, "d": 8, "x_row": 8, "y_row": 8, "joint": 1, "variant": -1}
+        structs = library.ProblemStruct(**right | (problem or {})), library.EntropiesStruct(**entropies)
+        return host_library.simmim_cuda_cross_entropies(*structs, None)
+
+    def of_ends(rows=None, **gradients):
+        right = {"d": 8, "scale": 16}
+        return host_library.simmim_cuda_finish(
+            library.GradientsStruct(**right | gradients, rows=library.EndsStruct(**rows or {}))
+        )
+
+    lines = {"count": 3, "totals": 16}
+    refused = {
+        "leave joint pairs out": lambda: of_entropies({"joint": 0}, rows=16, scores=16),
+        "rows or columns": lambda: of_entropies(scores=16),
+        "on the diagonal": lambda: of_entropies({"positives": 16}, columns=16, scores=16),
+        "as many columns as rows": lambda: of_entropies({"n": 9}, rows=16, scores=16),
+        "room for the joint pairs": lambda: of_entropies(rows=16),
+        "a value needs terms": lambda: of_entropies(rows=16, scores=16, value=16),
+        "comes with those": lambda: of_entropies(rows=16, scores=16, joint_gradient=16),
+        "gradients need the scale": lambda: of_ends(scale=0),
+        "multiple of 16 bytes": lambda: of_ends(d=12),
+        "no such type": lambda: of_ends(operand=3),
+        "of the scale needs dots": lambda: of_ends(scale_gradient=16),
+        "need totals": lambda: of_ends({"count": 3, "gradient": 16}),
+        "totals and gradients must be aligned": lambda: of_ends({**lines, "gradient": 18}),
+        "dots need operands": lambda: of_ends({**lines, "dots": 16, "own": 18, "own_row": 8}),
+        "of the other side": lambda: of_ends({**lines, "joint": 16, "joints": 3, "other": 16, "other_row": 4}),
+        "counts of lines": lambda: of_ends({"count": -1}),
+    }
+    for reason, call in refused.items():
+        assert call() == -1, reason
+        assert reason in host_library.simmim_cuda_message().decode()
 
 
 def test_supports_says_why_not(on_host):

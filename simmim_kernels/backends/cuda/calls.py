@@ -113,9 +113,7 @@ class Call:
     ) -> None:
         """Makes gradients of sums of products; that of the scale, where it is wanted, is the sum of `dots`."""
         numbers = (self.scale.data_ptr(), *(None if t is None else t.data_ptr() for t in (unit, upstream)))
-        of_scale = (None, None, 0)
-        if scale_gradient is not None and dots is not None:
-            of_scale = (scale_gradient.data_ptr(), dots.data_ptr(), len(dots))
+        of_scale = (address(scale_gradient), address(dots), 0 if dots is None else len(dots))
         device = (OPERANDS[self.x.dtype], self.device.index or 0, stream_of(self.device))
         _check(
             _library().simmim_cuda_finish(GradientsStruct(self.x.shape[1], *numbers, rows, columns, *of_scale, *device))

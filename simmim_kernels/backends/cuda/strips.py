@@ -42,8 +42,8 @@ def gradients(
     unit = weight_unit(problem.x, tuple(side[1] for side in (of_rows, of_columns) if side is not None))
     # Tensors that the addresses are of.
     kept = [None if side is None else _prepared(*side, unit) for side in (of_rows, of_columns)]
-    sides = [None if side is None else (address(side[0]), side[1].data_ptr()) for side in kept]
-    return by_blocks(call, *sides, unit, needs)
+    rows, columns = (None if side is None else (address(side[0]), side[1].data_ptr()) for side in kept)
+    return by_blocks(call, rows, columns, unit, needs)
 
 
 def value_and_gradients(problem: Problem, needs: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
