@@ -19,15 +19,30 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from truth import NEGATED, OPTIONS, POINTWISE, Case, assert_close, check_pointwise, check_statistic, gradients, weighted
+from truth import (
+    ENTROPIES,
+    NEGATED,
+    OPTIONS,
+    POINTWISE,
+    Case,
+    assert_close,
+    check_cross_entropies,
+    check_pointwise,
+    check_statistic,
+    gradients,
+    weighted,
+)
 
 import simmim_kernels as sk
 from simmim_kernels.backends import CannotRun, cuda, select
-from simmim_kernels.backends.cuda import calls, library, narrow, strips
+from simmim_kernels.backends.cuda import calls, library, strips
+from simmim_kernels.operator.cross_entropy import cross_entropy_sum
 
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 # Of the library and of the backward, so small that several meet.
 C_BLOCK, BLOCK = 512, 256
+# Of lines, for every type of operands, and what adds up.
+LINES = 7
 # Of bfloat16 operands, those of which alone are compiled here, with their matrix instruction.
 KERNELS, NARROW, PRODUCT = 19, 2, "HGMMA.64x128x16.F32.BF16"
 NVCC = os.environ.get("NVCC") or shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
@@ -95,7 +110,7 @@ def test_the_body_of_the_kernels(program):
 
 
 # Those that are seen in a second. The script goes through all.
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 7, 8, 10, 14, 15, 16, 19, 20, 22, 23, 24, 28, *range(29, 37)])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 7, 8, 10, 14, 15, 16, 19, 20, 22, 23, 24, 28, *range(29, 46)])
 def test_a_planted_error_of_the_body_is_seen(program, number):
     assert PLANTED["failure"](program, number) is not None
 
@@ -127,7 +142,7 @@ def test_widths(on_host, d, options, dtype):
 
 @pytest.mark.parametrize("options", ["plain", "biases", "marginal", "strided"])
 def test_blocks_of_weights_of_plain_scores(on_host, options, monkeypatch):
-    monkeypatch.setattr(narrow, "WIDTH", 0)
+    monkeypatch.setattr(calls, "NARROW", 0)
     check_statistic(sk, Case(141, 300, 20, torch.bfloat16, **OPTIONS[options]), "logsumexp", (0, 1), "cuda")
 
 
@@ -226,6 +241,154 @@ def test_one_side_needs_a_gradient(on_host):
     assert_close(got, want, want.bfloat16())
 
 
+def _weights(case):
+    return (torch.arange(case.n) % 3).float()
+
+
+SUMS = {"each": (False, False), "total": (True, False), "weighted": (True, True)}
+
+
+# A column may be the positive of several rows: its cross entropies are composed.
+ENTROPIES_BY_DIMS = [
+    (dims, options)
+    for options, given in ENTROPIES.items()
+    for dims in (("rows",) if given.get("positives") else ("rows", "columns", "both"))
+]
+
+
+@pytest.mark.parametrize(("dims", "options"), ENTROPIES_BY_DIMS)
+@pytest.mark.parametrize("kind", SUMS)
+def test_cross_entropies(on_host, kind, dims, options):
+    case = Case(141, 150, 20, torch.bfloat16, **ENTROPIES[options])
+    total, weighs = SUMS[kind]
+    check_cross_entropies(sk, case, dims, "cuda", total, _weights(case) if weighs else None)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 3), (1, 300, 8), (2, 129, 72), (270, 520, 330), (520, 521, 9)])
+@pytest.mark.parametrize("total", [False, True], ids=["each", "total"])
+def test_cross_entropies_of_odd_sizes_and_several_blocks(on_host, n, m, d, total):
+    case = Case(n, m, d, torch.float16, biases=n > 1)
+    if n == m == 1:  # nothing but the joint pair
+        value = case.scores(sk)._cross_entropies("both", "cuda")
+        assert (value == 0).all()
+        assert all((g == 0).all() for g in gradients(value.sum(), case.tensors).values())
+        return
+    check_cross_entropies(sk, case, "both", "cuda", total)
+    if n > 1:
+        check_cross_entropies(sk, Case(n, m, d, torch.bfloat16, positives=True, biases=True), "rows", "cuda", total)
+
+
+@pytest.mark.parametrize("options", ["biases", "clamp", "positives", "strided"])
+@pytest.mark.parametrize("kind", SUMS)
+def test_cross_entropies_of_float32_as_tf32(tf32, kind, options):
+    case, (total, weighs) = _exact_in_tf32(141, 150, 21, **ENTROPIES[options]), SUMS[kind]
+    dims = "rows" if case.positives else "both"
+    check_cross_entropies(sk, case, dims, "cuda", total, _weights(case) if weighs else None)
+
+
+@pytest.mark.parametrize("joint", ["counted", "kept"])
+@pytest.mark.parametrize("total", [False, True], ids=["each", "total"])
+def test_cross_entropies_of_a_mirrored_problem(on_host, joint, total):
+    ids = 1 if joint == "kept" else 0
+    case = Case(140, 140, 16, torch.bfloat16, mirrored=True, positives=True, joint=joint, ids=ids, biases=True)
+    check_cross_entropies(sk, case, "rows", "cuda", total)
+
+
+@pytest.mark.parametrize("needed", ["x", "y", "scale", "row_bias", "col_bias"])
+@pytest.mark.parametrize("positives", [False, True], ids=["diagonal", "positives"])
+def test_one_gradient_of_cross_entropies_is_needed(on_host, needed, positives):
+    case = Case(300, 310, 16, torch.bfloat16, biases=True, positives=positives)
+    for name, tensor in case.tensors.items():
+        tensor.requires_grad_(name == needed)
+    alone = torch.autograd.grad(
+        cross_entropy_sum(case.scores(sk)._problem, "rows", 7, None, "cuda"), case.tensors[needed]
+    )
+    for tensor in case.tensors.values():
+        tensor.requires_grad_()
+    of_all = gradients(cross_entropy_sum(case.scores(sk)._problem, "rows", 7, None, "cuda"), case.tensors)
+    assert torch.equal(alone[0], of_all[needed])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_a_converged_model_keeps_its_digits(on_host, reduction, dtype):
+    """Joint pairs hold all but some 1e-4 of their rows: gradients are what is left, not differences of roundings."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(100, 64, generator=generator))
+    y = torch.nn.functional.normalize(x + 0.03 * torch.randn(100, 64, generator=generator))
+    leaves = [t.to(dtype).requires_grad_() for t in (x, y)]
+    with sk.use_backend("cuda"):
+        value = sk.clip_loss(*leaves, 14.0, reduction=reduction).sum()
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    s, each = 14 * wide[0] @ wide[1].T, torch.arange(100)
+    want = sum(torch.nn.functional.cross_entropy(side, each, reduction="sum") for side in (s, s.T)) / 2
+    assert want < 0.03 * 100
+    assert abs(value.double() - want) <= 1e-4 * want
+    found, truth = (torch.autograd.grad(2**10 * v, t) for v, t in ((value, leaves), (want, wide)))
+    for got, true in zip(found, truth, strict=True):
+        assert (got.double() - true).norm() <= torch.finfo(dtype).eps * true.norm()
+
+
+def test_a_joint_score_of_infinity_does_not_hide_itself(tf32):
+    x = torch.tensor([[0.5, -0.5], [0.3, torch.inf], [-0.4, -0.2]], requires_grad=True)
+    with sk.use_backend("cuda"):
+        scores, loss = sk.DotCritic()(x, x), sk.clip_loss(x, x, 1.0)
+        assert loss.isnan()
+        assert scores.cross_entropy(1)[1].isnan()
+        assert scores.cross_entropy(0)[1].isnan()
+        assert sk.linear_cross_entropy(x, x, torch.arange(3), reduction="none")[1].isnan()
+    assert torch.autograd.grad(loss, x)[0][1].isnan().all()
+
+
+def test_what_has_no_weight_may_be_infinite(on_host):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(6, 8, generator=generator).bfloat16().requires_grad_() for _ in range(2))
+    bias = torch.zeros(6)
+    bias[4] = -torch.inf
+    target, ignored = torch.tensor([0, 1, 2, 3, 4, 5]), torch.tensor([0, 1, 2, 3, -100, 5])
+    with sk.use_backend("cuda"):
+        assert sk.linear_cross_entropy(x, y, target, bias) == torch.inf
+        loss = sk.linear_cross_entropy(x, y, ignored, bias)
+        nothing = sk.linear_cross_entropy(x, y, torch.full((6,), -100))
+    want = torch.nn.functional.cross_entropy(x.double() @ y.double().T + bias, ignored)
+    assert_close(loss.detach(), want.detach())
+    assert torch.autograd.grad(loss, y)[0].isfinite().all()
+    assert nothing.isnan()
+    assert (torch.autograd.grad(nothing, x)[0] == 0).all()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_second_derivatives_of_cross_entropies(tf32, reduction):
+    def second(backend, dtype):
+        generator = torch.Generator().manual_seed(0)
+        x, y = (torch.randn(7, 8, generator=generator).bfloat16().to(dtype).requires_grad_() for _ in range(2))
+        with sk.use_backend(backend):
+            loss = sk.clip_loss(x, y, 2.0, reduction=reduction).square().sum()
+        first = torch.autograd.grad(loss, (x, y), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), (x, y))
+
+    for got, want in zip(second("cuda", torch.float32), second("reference", torch.float64), strict=True):
+        assert_close(got, want)
+
+
+def test_what_a_step_asks_of_pytorch(on_host):
+    """Small batches take the host's time: an operation of PyTorch takes as long as a kernel."""
+    x, y = (torch.randn(40, 8).bfloat16().requires_grad_() for _ in range(2))
+    scale = torch.tensor(10.0, requires_grad=True)
+
+    def step():
+        with sk.use_backend("cuda"):
+            return torch.autograd.grad(sk.clip_loss(x, y, scale), (x, y, scale))
+
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step()
+    found = [event for event in profile.events() if event.name.startswith("aten::")]
+    outermost = [each for each in found if each.cpu_parent is None or not each.cpu_parent.name.startswith("aten::")]
+    # 4 of the conversions are those of the products here, which a GPU's do without.
+    assert len(outermost) <= 21, [each.name for each in outermost]
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_what_is_not_finite_stays_in_its_row(on_host, value):
     x, y = torch.randn(200, 8).bfloat16(), torch.rand(150, 8).bfloat16()
@@ -260,6 +423,42 @@ def test_the_library_says_what_it_refuses(host_library):
     struct = library.ProblemStruct(n=1, m=1, d=12)
     assert host_library.simmim_cuda_statistics(ctypes.byref(struct), None, None, None) == -1
     assert b"multiples of 16 bytes" in host_library.simmim_cuda_message()
+
+
+def test_the_library_says_what_it_refuses_of_cross_entropies(host_library):
+    def of_entropies(problem=None, **entropies):
+        right = {"n": 8, "m": 8, "d": 8, "x_row": 8, "y_row": 8, "joint": 1, "variant": -1}
+        structs = library.ProblemStruct(**right | (problem or {})), library.EntropiesStruct(**entropies)
+        return host_library.simmim_cuda_cross_entropies(*structs, None)
+
+    def of_ends(rows=None, **gradients):
+        right = {"d": 8, "scale": 16}
+        return host_library.simmim_cuda_finish(
+            library.GradientsStruct(**right | gradients, rows=library.EndsStruct(**rows or {}))
+        )
+
+    lines = {"count": 3, "totals": 16}
+    refused = {
+        "leave joint pairs out": lambda: of_entropies({"joint": 0}, rows=16, scores=16),
+        "rows or columns": lambda: of_entropies(scores=16),
+        "on the diagonal": lambda: of_entropies({"positives": 16}, columns=16, scores=16),
+        "as many columns as rows": lambda: of_entropies({"n": 9}, rows=16, scores=16),
+        "room for the joint pairs": lambda: of_entropies(rows=16),
+        "a value needs terms": lambda: of_entropies(rows=16, scores=16, value=16),
+        "comes with those": lambda: of_entropies(rows=16, scores=16, joint_gradient=16),
+        "gradients need the scale": lambda: of_ends(scale=0),
+        "multiple of 16 bytes": lambda: of_ends(d=12),
+        "no such type": lambda: of_ends(operand=3),
+        "of the scale needs dots": lambda: of_ends(scale_gradient=16),
+        "need totals": lambda: of_ends({"count": 3, "gradient": 16}),
+        "totals and gradients must be aligned": lambda: of_ends({**lines, "gradient": 18}),
+        "dots need operands": lambda: of_ends({**lines, "dots": 16, "own": 18, "own_row": 8}),
+        "of the other side": lambda: of_ends({**lines, "joint": 16, "joints": 3, "other": 16, "other_row": 4}),
+        "counts of lines": lambda: of_ends({"count": -1}),
+    }
+    for reason, call in refused.items():
+        assert call() == -1, reason
+        assert reason in host_library.simmim_cuda_message().decode()
 
 
 def test_supports_says_why_not(on_host):
@@ -310,7 +509,13 @@ def test_the_driver_that_a_library_needs(monkeypatch, driver, said):
 
 def test_structs_follow_the_header(tmp_path):
     """Offsets and sizes as the compiler sees them."""
-    structs = {"simmim_cuda_problem": library.ProblemStruct, "simmim_cuda_gradient": library.GradientStruct}
+    structs = {
+        "simmim_cuda_problem": library.ProblemStruct,
+        "simmim_cuda_gradient": library.GradientStruct,
+        "simmim_cuda_entropies": library.EntropiesStruct,
+        "simmim_cuda_ends": library.EndsStruct,
+        "simmim_cuda_gradients": library.GradientsStruct,
+    }
     wanted = [f"offsetof({struct}, {name})" for struct, kind in structs.items() for name, *_ in kind._fields_]
     wanted += [f"sizeof({struct})" for struct in structs]
     source = tmp_path / "offsets.c"
@@ -339,7 +544,7 @@ def test_the_library_compiles_without_spills(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", result.stderr)
-    assert len(found) == KERNELS + NARROW + 2  # and what merges
+    assert len(found) == KERNELS + NARROW + 2 + LINES  # and what merges
     assert set(itertools.chain(*found)) == {"0"}, result.stderr
     built = ctypes.CDLL(str(output))
     assert built.simmim_cuda_interface() == library._INTERFACE

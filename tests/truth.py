@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simmim_kernels.backends.native.library import why_not
+from simmim_kernels.operator.cross_entropy import cross_entropy_sum
 
 # Those that compute in float64, against which rounding is no excuse; and with them those that do not. The native
 # library is not built everywhere.
@@ -285,6 +286,44 @@ def check_statistic(sk, case: Case, fn: str, dim, backend: str) -> None:
     for name in case.tensors:
         assert found[name].dtype == case.tensors[name].dtype
         assert_close(found[name], truth[name], dense[name], name)
+
+
+def entropies_of(case: Case, t: dict[str, Tensor], dims: str) -> Tensor:
+    """(1 or 2, N) cross entropies of the joint pairs."""
+    s, joint_pairs = case.dense(t), case.joint_pairs()
+    joint, s = s[joint_pairs], s.masked_fill(case.mask(), -math.inf)
+    found = [s.logsumexp(1) - joint] if dims != "columns" else []
+    return torch.stack(found if dims == "rows" else [*found, s.logsumexp(0)[: case.n] - joint])
+
+
+def check_cross_entropies(sk, case: Case, dims: str, backend: str, total: bool, weights: Tensor | None = None) -> None:
+    """The values, or their sum by weights and a divisor, and all gradients, against dense float64."""
+
+    def reduced(entropies: Tensor) -> Tensor:
+        by = 1 if weights is None else weights.to(entropies)
+        return (by * entropies).sum() / 7 if total else weighted(entropies)
+
+    scores, wide = case.scores(sk), case.upcast()
+    if total:
+        given = None if weights is None else weights.to(case.device)
+        got = cross_entropy_sum(scores._problem, dims, 7.0, given, backend)
+    else:
+        got = scores._cross_entropies(dims, backend)
+    want = entropies_of(case, wide, dims)
+    own = {k: v.detach().cpu().to(case.dtype).requires_grad_() for k, v in case.tensors.items()}
+    dense = dict.fromkeys(own)
+    if case.dtype in (torch.bfloat16, torch.float16):
+        dense = gradients(reduced(entropies_of(case, own, dims)), own)
+    # Joint scores, and those of the others, are float32's own, or TF32's of numbers that it holds.
+    assert_close(got.detach(), (reduced(want) if total else want).detach(), name="value")
+    found = gradients(got * 3 if total else 3 * weighted(got), case.tensors)
+    truth = gradients(3 * reduced(want), wide)
+    for name, gradient in found.items():
+        assert gradient.dtype == case.tensors[name].dtype
+        if truth[name].abs().max() < 1e-12:  # a row's bias, which is in all its scores
+            assert gradient.abs().max() < (1e-6 if dense[name] is None else 1e-2)
+        else:
+            assert_close(gradient, truth[name], None if dense[name] is None else 3 * dense[name], name)
 
 
 def check_spread(sk, spread: float, columns_differ: bool, dtype: torch.dtype, backend: str) -> None:

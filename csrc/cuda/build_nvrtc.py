@@ -48,7 +48,9 @@ def kernels_of(host: Path) -> dict[str, str]:
     readable = run("c++filt", text="\n".join(symbols)).splitlines()
     found = {}
     for symbol, name in zip(symbols, readable, strict=True):
-        is_kernel = re.fullmatch(r"(?:void )?(simmim::(?:kernel|narrow|merge)<.*>)\(.*\)", name)
+        is_kernel = re.fullmatch(
+            r"(?:void )?(simmim::(?:kernel|narrow|merge|joint_pairs|finish|total)<.*>)\(.*\)", name
+        )
         if is_kernel:
             found[symbol] = is_kernel[1]
     return found

@@ -1,6 +1,7 @@
 // The kernels themselves: for nvcc, which compiles the host's part along with them, and for NVRTC, which knows no host.
 #pragma once
 #include "hopper.cuh"
+#include "lines.cuh"
 #include "log_sum_exps.hpp"
 #include "merge.hpp"
 #include "sums.hpp"

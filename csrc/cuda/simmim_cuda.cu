@@ -9,6 +9,7 @@
 #ifdef __CUDACC__
 #include "kernels.cuh"
 #else
+#include "lines.hpp"
 #include "merge.hpp"
 #include "narrow.hpp"
 
@@ -20,6 +21,12 @@ template <class S>
 void narrow(CUtensorMap, CUtensorMap, NarrowParams);
 template <bool LOG>
 void merge(Merge, Merge, int);
+template <Operand OPERAND>
+void joint_pairs(JointPairs, int);
+template <Operand OPERAND>
+void finish(Finish);
+template <int THREADS>
+void total(Total);
 }  // namespace simmim
 
 struct simmim_cuda_kernel {
@@ -213,7 +220,41 @@ class NarrowLauncher {
   }
 };
 
+// Launches the kernels of lines.
+class LineLauncher {
+ public:
+  explicit LineLauncher(void* stream) : stream_(static_cast<cudaStream_t>(stream)) {}
+
+  template <Operand OPERAND>
+  Status joint_pairs(JointPairs const& p, int lines) const {
+    void const* arguments[] = {&p, &lines};
+    return launch(simmim::joint_pairs<OPERAND>, blocks_of_lines(lines), WARP * LINES, arguments);
+  }
+  template <Operand OPERAND>
+  Status finish(Finish const& f) const {
+    void const* arguments[] = {&f};
+    return launch(simmim::finish<OPERAND>, blocks_of_lines(int64_t(f.rows.count) + f.columns.count), WARP * LINES, arguments);
+  }
+  Status total(Total const& t) const {
+    void const* arguments[] = {&t};
+    return launch(simmim::total<TOTAL_THREADS>, 1, TOTAL_THREADS, arguments);
+  }
+
+ private:
+  static unsigned blocks_of_lines(int64_t lines) { return unsigned((lines + LINES - 1) / LINES); }
+  template <class Kernel>
+  Status launch(Kernel* wanted, unsigned blocks, int threads, void const** arguments) const {
+    void const* kernel;
+    if (Status status = find(&kernel, wanted)) return status;
+    SIMMIM_TRY(cudaLaunchKernel(kernel, dim3(blocks), dim3(threads), const_cast<void**>(arguments), 0, stream_));
+    return {};
+  }
+
+  cudaStream_t stream_;
+};
+
 }  // namespace
 }  // namespace simmim
 
 #include "interface.hpp"
+#include "lines_interface.hpp"

@@ -92,6 +92,59 @@ int simmim_cuda_weights(const simmim_cuda_problem *problem, const simmim_cuda_gr
 int64_t simmim_cuda_parts(int64_t n, int64_t m, int64_t d);
 int simmim_cuda_products(const simmim_cuda_problem *problem, const simmim_cuda_gradient *gradient, int32_t of_columns, float *products, float *sums);
 
+/* Cross entropies of the joint pairs (i, positives[i]), or (i, i) for n <= m, whose scores the statistics leave out:
+ * softplus(others - s) for a pair's clamped score s and the log-sum-exp of the other pairs of its row, and without positives of
+ * its column. One of a score of +inf is NaN. */
+typedef struct {
+  float *rows, *columns; /* (n) and (m), log-sum-exps of the other pairs, or NULL for a side that is not wanted */
+  float *scores;         /* (n), of the joint pairs, before the clamp */
+  int32_t known;         /* whether these three are there already, as another call left them, or are made */
+  float *row_entropies, *col_entropies; /* (n) each, or NULL */
+  /* Upstream gradients of the cross entropies are the products of factor and these, (n) and so far apart, NULL for 1. Of
+   * weights one that is 0 counts for nothing, whatever its cross entropies. */
+  const float *row_upstream, *col_upstream;
+  int64_t row_upstream_step, col_upstream_step;
+  float factor;
+  int32_t weights;
+  float *value, *terms; /* (1), the sum of all cross entropies times their upstream gradients, and (n) of workspace; or NULL */
+  /* Gradients of the log-sum-exps (n) and (m), in units of 1 / *unit where that is not NULL, and of the joint scores before
+   * the clamp (n); or NULL. */
+  float *row_gradient, *col_gradient, *joint_gradient;
+  const float *unit;
+} simmim_cuda_entropies;
+
+int simmim_cuda_cross_entropies(const simmim_cuda_problem *problem, const simmim_cuda_entropies *entropies, void *workspace);
+
+/* Lines of one side, rows or columns, whose sums of products with weights become gradients of x or y:
+ * upstream scale (totals_i / unit + joint_i other_partner(i)). */
+typedef struct {
+  const float *totals; /* (count, d), aligned to 16 bytes */
+  int64_t count;
+  const void *own, *other; /* operands of these lines and of the other side; own only for dots */
+  int64_t own_row, other_row;
+  const int64_t *partners; /* (joints), lines of the other side; or NULL for those of the same number */
+  const float *joint;      /* (joints), gradients of the joint scores of the first lines; or NULL */
+  int64_t joints;
+  void *gradient; /* (count, d), aligned to 16 bytes, of the operands' type, or of float32 if `wide`; or NULL */
+  int32_t wide;
+  float *bias; /* (count) sums of weights, which become upstream (bias_i / unit + joint_i); or NULL */
+  float *dots; /* (count), products of the lines with their gradients before the scale; or NULL */
+} simmim_cuda_ends;
+
+typedef struct {
+  int64_t d;
+  const float *scale, *unit, *upstream; /* one number each; unit and upstream may be NULL for 1 */
+  simmim_cuda_ends rows, columns;       /* with a count of 0 for none */
+  /* The gradient of the scale, the sum of `dots` in an order that depends on their number alone; or NULL */
+  float *scale_gradient;
+  const float *dots;
+  int64_t dot_count;
+  int32_t operand, device;
+  void *stream;
+} simmim_cuda_gradients;
+
+int simmim_cuda_finish(const simmim_cuda_gradients *gradients);
+
 /* What went wrong in this thread's last call that returned other than 0. */
 const char *simmim_cuda_message(void);
 

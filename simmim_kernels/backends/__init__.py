@@ -14,6 +14,12 @@ and, where it makes cross entropies of its own (operator/cross_entropy.py says w
     cross_entropies(problem, needs_gradients) -> (entropies, statistics)    entropies (1 or 2, N), the rows' first
     cross_entropy_gradients(problem, statistics, upstream, needs) -> gradients of problem.differentiable
 
+and, where their sums take less than that, with two more, which are as these but for a sum of all, by weights (N,) or
+None for 1, times a factor:
+
+    cross_entropy_total(problem, weights, factor, needs_gradients) -> (total (), statistics)
+    cross_entropy_total_gradients(problem, statistics, upstream, needs) -> gradients of problem.differentiable
+
 Gradients come in any dtype that holds them without loss, in memory of their own: the operator adds those of the joint
 scores in place, and casts them.
 

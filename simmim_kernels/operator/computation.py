@@ -89,6 +89,11 @@ def cast_gradients(
 ) -> list[Tensor | None]:
     """A backend's gradients, made in whatever dtype, in that of `problem.differentiable`, or in one made from it."""
     return [
-        None if gradient is None or tensor is None else gradient.to(dtype_of(tensor.dtype))
+        None if gradient is None or tensor is None else _in_dtype(gradient, dtype_of(tensor.dtype))
         for gradient, tensor in zip(found, problem.differentiable, strict=True)
     ]
+
+
+def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # Asked here, since a call of PyTorch that does nothing takes its time too.
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)

@@ -25,7 +25,7 @@ def cross_entropies(problem: Problem, dims: str, backend: str | None = None, sha
     p, from_others = _asked(problem, dims, shards)
     maker = _maker(p, backend, shards) if from_others else None
     if maker is not None:
-        return CrossEntropies.apply(p, maker, *p.differentiable)
+        return CrossEntropies.apply(p, maker, None, None, *p.differentiable)
     return _composed(p, backend, cross_entropy_from_others if from_others else torch.sub, shards)
 
 
@@ -54,13 +54,22 @@ def cross_entropy_sum(
             factor = 1 / number if number else math.inf
             make, again = (partial(function, maker, factor) for function in (_sum_and_gradients, _sum_again))
             return WithGradients.apply(p, make, again, 1, weights, *p.differentiable)
+        if hasattr(module, "cross_entropy_total"):
+            # A number on a device is not waited for.
+            factor = 1.0 if isinstance(divisor, Tensor) else 1 / divisor if divisor else math.inf
+            value = CrossEntropies.apply(p, maker, factor, weights, *p.differentiable)
+            return _quotient(value, divisor) if isinstance(divisor, Tensor) else value
     entropies = cross_entropies(problem, dims, backend, shards)
     if weights is not None:
         entropies = (weights * entropies).where(weights != 0, 0)
+    return _quotient(entropies.sum(), divisor)
+
+
+def _quotient(value: Tensor, divisor: float | Tensor) -> Tensor:
     if not isinstance(divisor, Tensor):
-        return entropies.sum() / divisor
+        return value / divisor
     some = divisor != 0
-    return torch.where(some, entropies.sum() / divisor.where(some, 1), torch.nan)
+    return torch.where(some, value / divisor.where(some, 1), torch.nan)
 
 
 def _asked(problem: Problem, dims: str, shards: Shards | None) -> tuple[Problem, bool]:
@@ -116,30 +125,40 @@ def _composed(
 
 
 class CrossEntropies(torch.autograd.Function):
-    """(problem, backend, *problem.differentiable) -> (1 or 2, N), by a backend that makes them of its own."""
+    """(problem, backend, factor, weights, *problem.differentiable) -> (1 or 2, N), or with a factor () their total.
+
+    By a backend that makes them of its own. Gradients by weights are not made.
+    """
 
     @staticmethod
-    def forward(ctx, problem, backend, *differentiable):
+    def forward(ctx, problem, backend, factor, weights, *differentiable):
+        module, needs_gradients = BACKENDS[backend], any(ctx.needs_input_grad)
         with without_autocast(problem.x.device):
-            entropies, statistics = BACKENDS[backend].cross_entropies(problem, any(ctx.needs_input_grad))
-        ctx.problem = problem.without_tensors()
-        ctx.backend, ctx.count = backend, len(statistics)
-        ctx.save_for_backward(*statistics, *problem.constants, *differentiable)
-        return entropies
+            if factor is None:
+                value, statistics = module.cross_entropies(problem, needs_gradients)
+            else:
+                value, statistics = module.cross_entropy_total(problem, weights, factor, needs_gradients)
+        ctx.problem, ctx.backend, ctx.factor, ctx.count = problem.without_tensors(), backend, factor, len(statistics)
+        ctx.save_for_backward(*statistics, weights, *problem.constants, *differentiable)
+        return value
 
     @staticmethod
     def backward(ctx, upstream):
         saved = ctx.saved_tensors  # once: a checkpoint without reentry makes them anew at every look
-        statistics = saved[: ctx.count]
-        problem = ctx.problem.with_tensors(saved[ctx.count :])
-        needs = list(ctx.needs_input_grad[2:])
+        statistics, weights = saved[: ctx.count], saved[ctx.count]
+        problem = ctx.problem.with_tensors(saved[ctx.count + 1 :])
+        needs = list(ctx.needs_input_grad[4:])
         if torch.is_grad_enabled():
-            compose = partial(_composed, backend=ctx.backend, less=cross_entropy_from_others)
-            return None, None, *differentiable_gradients(problem, compose, upstream, needs)
+            again = partial(_composed, backend=ctx.backend, less=cross_entropy_from_others)
+            if ctx.factor is not None:
+                again = partial(_sum_again, ctx.backend, ctx.factor, weights=weights)
+            return None, None, None, None, *differentiable_gradients(problem, again, upstream, needs)
         problem = problem.with_needs(needs)
+        module = BACKENDS[ctx.backend]
+        make = module.cross_entropy_gradients if ctx.factor is None else module.cross_entropy_total_gradients
         with without_autocast(problem.x.device):
-            found = BACKENDS[ctx.backend].cross_entropy_gradients(problem, statistics, upstream, needs)
-        return None, None, *cast_gradients(problem, found)
+            found = make(problem, statistics, upstream, needs)
+        return None, None, None, None, *cast_gradients(problem, found)
 
 
 def _sum_and_gradients(

@@ -1,5 +1,7 @@
 """The unit of weights dL/ds that a backend keeps in float16."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,3 +25,8 @@ def weight_unit(operand: Tensor, upstream: tuple[Tensor | None, ...]) -> Tensor 
     most = torch.stack(largest).sum() if largest else torch.ones((), device=operand.device)
     unit = torch.exp2(_HALF_EXPONENT - torch.ceil(torch.log2(most)))
     return torch.where(torch.isfinite(unit) & (most > 0), unit, torch.ones_like(unit))
+
+
+def unit_below(most: float, device: torch.device) -> Tensor:
+    """() as `weight_unit` makes it, of weights of float16 operands that are at most `most`, which is above 0."""
+    return torch.full((), 2.0 ** (_HALF_EXPONENT - math.ceil(math.log2(most))), device=device)

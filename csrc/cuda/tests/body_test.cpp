@@ -7,6 +7,7 @@
 #include "../sums.hpp"
 #include "../weights.hpp"
 #include "host_machine.hpp"
+#include "lines_checks.hpp"
 
 using namespace simmim;
 
@@ -395,6 +396,13 @@ int main(int count, char** arguments) {
     if (!runs(what)) continue;
     double const error = error_of_softplus<Mixed>(p);
     expect(error < TOLERANCE, what, error);
+  }
+  for (int options = 0; options < 8; ++options) {
+    bool const positives = options & 1, clamps = options & 2, known = options & 4;
+    std::string const what = std::string("lines") + (positives ? ", positives" : "") + (clamps ? ", clamped" : "") + (known ? ", known" : "");
+    if (!runs(what)) continue;
+    double const error = host::error_of_lines(positives, clamps, known);
+    expect(error < 1e-6, what, error);
   }
   printf("%d failures, at most %ld steps a launch\n", failures, host::Fibers::longest());
   return failures != 0;

@@ -1,6 +1,7 @@
 // The library's C interface on memory of the CPU, by fibers, for tests of what is around the kernels: the host's side of
 // them, and the Python that calls it. Slow. "Device" and stream are left alone.
 #include "../status.hpp"
+#include "host_lines.hpp"
 #include "host_machine.hpp"
 
 #include "../merge.hpp"
@@ -59,7 +60,28 @@ class NarrowLauncher {
   }
 };
 
+class LineLauncher {
+ public:
+  explicit LineLauncher(void*) {}
+
+  template <Operand OPERAND>
+  Status joint_pairs(JointPairs const& p, int lines) const {
+    host::joint_pairs<OPERAND>(p, lines);
+    return {};
+  }
+  template <Operand OPERAND>
+  Status finish(Finish const& f) const {
+    host::finish<OPERAND>(f);
+    return {};
+  }
+  Status total(Total const& t) const {
+    host::total(t);
+    return {};
+  }
+};
+
 }  // namespace
 }  // namespace simmim
 
 #include "../interface.hpp"
+#include "../lines_interface.hpp"

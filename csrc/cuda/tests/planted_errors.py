@@ -186,6 +186,46 @@ ERRORS = (
         "(planted ? 0.3331f : 0.3331812024116516f)",
         "softplus",
     ),
+    Error(
+        "a joint score of infinity hides itself",
+        "lines.hpp",
+        "joint - joint : 0.f",
+        "(planted ? 0.f : joint - joint) : 0.f",
+        "lines",
+    ),
+    Error(
+        "beyond the clamp joint scores have gradients",
+        "lines.hpp",
+        "passes ? -of_others",
+        "planted || passes ? -of_others",
+        "lines",
+    ),
+    Error(
+        "what has no weight counts",
+        "lines.hpp",
+        "!p.weights || upstream != 0.f",
+        "planted || !p.weights || upstream != 0.f",
+        "lines",
+    ),
+    dropped("columns without a joint pair keep what was there", "lines.hpp", "p.by_column.gradient[i] = 0.f;", "lines"),
+    dropped("sums stay in the unit of weights", "lines.hpp", "line.of[e] *= shrink;", "lines"),
+    Error(
+        "positives are on the diagonal",
+        "lines.hpp",
+        "ends.partners ? ends.partners[i]",
+        "ends.partners && !planted ? ends.partners[i]",
+        "lines",
+    ),
+    Error(
+        "a dot without its upstream gradient",
+        "lines.hpp",
+        "upstream_of(f) * dot",
+        "(planted ? 1 : upstream_of(f)) * dot",
+        "lines",
+    ),
+    Error(
+        "a total without some terms", "lines.hpp", "k += TOTAL_THREADS", "k += TOTAL_THREADS + int(planted)", "lines"
+    ),
 )
 
 

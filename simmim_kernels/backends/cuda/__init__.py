@@ -1,7 +1,7 @@
 """CUDA C++ kernels for Hopper GPUs (csrc/cuda), called through a plain C interface: tensors go in as addresses.
 
 Statistics of inner products, of half precision and, where PyTorch's setting allows it, of float32 as TF32. calls.py
-hands a problem to the library, strips.py makes the products of the backward.
+hands a problem to the library, strips.py makes the products of the backward, cross_entropy.py those of cross entropies.
 """
 
 from functools import cache
@@ -13,7 +13,26 @@ from ...problem import Problem
 from ...problem.half_weights import BOUNDED
 from . import strips
 from .calls import FUNCTIONS, OPERANDS, Call
+from .cross_entropy import (
+    cross_entropies,
+    cross_entropy_gradients,
+    cross_entropy_total,
+    cross_entropy_total_gradients,
+)
 from .library import why_not, without_driver
+
+__all__ = [
+    "backward",
+    "cross_entropies",
+    "cross_entropy_gradients",
+    "cross_entropy_total",
+    "cross_entropy_total_gradients",
+    "forward",
+    "not_by_default",
+    "supports",
+    "unavailable",
+    "value_and_gradients",
+]
 
 _FORM = "inner_product"
 _CAPABILITY = (9, 0)
@@ -63,6 +82,11 @@ def supports(problem: Problem) -> str | None:
 
 @torch.compiler.assume_constant_result
 def _cannot_run_on(device: torch.device) -> str | None:
+    return _unfit(device)
+
+
+@cache
+def _unfit(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"the kernels need an NVIDIA GPU; operands are on {device}"
     capability = torch.cuda.get_device_capability(device)

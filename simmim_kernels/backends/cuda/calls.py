@@ -1,12 +1,13 @@
 """A problem as the C interface takes it."""
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...problem import Problem
-from .library import GradientStruct, ProblemStruct, loaded
+from .library import EndsStruct, EntropiesStruct, GradientsStruct, GradientStruct, ProblemStruct, loaded
 
 # As the enumerations of csrc/cuda/simmim_cuda.h count them.
 OPERANDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
@@ -14,9 +15,13 @@ FUNCTIONS = {"logsumexp": 0, "identity": 1, "softplus": 2, "square": 3, "log1mex
 _JOINT = {"counted": 0, "left_out": 1, "kept": 2, "negated": 3}
 # The kernels load rows in pieces of so many bytes.
 _PIECE = 16
+# SIMMIM_CUDA_NARROW of csrc/cuda/simmim_cuda.h.
+NARROW = 128
+# Of an address, for each number of a vector of float32.
+FLOAT = 4
 
-Side = tuple[Tensor | None, Tensor]
-"""Log-sum-exps of the rows or of the columns, None of a pointwise function, and what weighs them."""
+Side = tuple[int | None, int]
+"""Addresses of (N,) or (M,) float32: log-sum-exps, None of a pointwise function, and what weighs them."""
 
 
 class Call:
@@ -27,25 +32,31 @@ class Call:
         self.device = problem.x.device
         self.x = aligned(problem.x)
         self.y = self.x if problem.y is problem.x else aligned(problem.y)
-        self._scale = problem.parameters[0].to(device=self.device, dtype=torch.float32)
+        scale = problem.parameters[0]
+        self.scale = _dense(scale if scale.device == self.device else scale.to(self.device), torch.float32)
         self._biases = [_dense(bias, torch.float32) for bias in (problem.row_bias, problem.col_bias)]
-        self._positives = None if problem.joint == "counted" else _dense(problem.positives, torch.int64)
+        self.positives = None if problem.joint == "counted" else _dense(problem.positives, torch.int64)
         self._ids = [_dense(ids, torch.int64) for ids in (problem.row_ids, problem.col_ids)]
 
     def _struct(self, rows: slice, columns: slice) -> ProblemStruct:
-        p, x, y = self.problem, self.x[rows], self.y[columns]
-        row_bias, col_bias = (_part(bias, at) for bias, at in zip(self._biases, (rows, columns), strict=True))
-        # Of the first ids; the others are a row of all of them further each.
-        row_ids, col_ids = (
-            None if ids is None else ids[0, at].data_ptr() for ids, at in zip(self._ids, (rows, columns), strict=True)
-        )
+        p, x, y = self.problem, self.x, self.y
+        (row_bias, col_bias), (row_ids, col_ids) = self._biases, self._ids
         return ProblemStruct(
-            *(len(x), len(y), x.shape[1], x.data_ptr(), y.data_ptr(), self.x.stride(0), self.y.stride(0)),
-            *(self._scale.data_ptr(), row_bias, col_bias, _part(self._positives, rows), rows.start, columns.start),
-            *(row_ids, col_ids, *p.shape, p.lo, p.hi, OPERANDS[x.dtype], FUNCTIONS[p.fn], _JOINT[p.joint]),
+            *(rows.stop - rows.start, columns.stop - columns.start, x.shape[1]),
+            *(address(x, rows.start), address(y, columns.start), x.stride(0), y.stride(0), self.scale.data_ptr()),
+            *(address(row_bias, rows.start), address(col_bias, columns.start), address(self.positives, rows.start)),
+            *(rows.start, columns.start),
+            # Of the first ids; the others are a row of all of them further each.
+            None if row_ids is None else row_ids.data_ptr() + rows.start * row_ids.itemsize,
+            None if col_ids is None else col_ids.data_ptr() + columns.start * col_ids.itemsize,
+            *(*p.shape, p.lo, p.hi, OPERANDS[x.dtype], FUNCTIONS[p.fn], _JOINT[p.joint]),
             *(0 if p.row_ids is None else len(p.row_ids), p.grouped),
             *(self.device.index or 0, stream_of(self.device), -1),
         )
+
+    def whole(self) -> ProblemStruct:
+        n, m = self.problem.shape
+        return self._struct(slice(0, n), slice(0, m))
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """(N,) and (M,) float32, log-sum-exps in nats or sums; empty where not wanted."""
@@ -54,15 +65,18 @@ class Call:
             torch.empty(size if wanted else 0, dtype=torch.float32, device=self.device)
             for size, wanted in ((n, p.wants_rows), (m, p.wants_columns))
         )
-        struct = self._struct(slice(0, n), slice(0, m))
         workspace = self.workspace(n, m)
-        outputs = (_address(rows), _address(columns), workspace.data_ptr())
-        _check(_library().simmim_cuda_statistics(ctypes.byref(struct), *outputs))
+        outputs = (rows.data_ptr() or None, columns.data_ptr() or None, workspace.data_ptr())
+        _check(_library().simmim_cuda_statistics(self.whole(), *outputs))
         return rows, columns
 
-    def workspace(self, n: int, m: int) -> Tensor:
-        """For the statistics of so many rows and columns."""
-        return torch.empty(_library().simmim_cuda_workspace(n, m), dtype=torch.uint8, device=self.device)
+    def workspace(self, n: int, m: int, more: int = 0) -> Tensor:
+        """For the statistics of so many rows and columns, and some bytes more in front of it."""
+        size = _library().simmim_cuda_workspace(n, m) + more
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    def cross_entropies(self, entropies: EntropiesStruct, workspace: int | None) -> None:
+        _check(_library().simmim_cuda_cross_entropies(self.whole(), entropies, workspace))
 
     def weights(
         self,
@@ -79,12 +93,41 @@ class Call:
         Of a pointwise function `sums` (N,) are set, or from the second block of a row on added to.
         """
         sides = ((of_rows, rows), (of_columns, columns))
-        vectors = [_part(vector, at) for side, at in sides for vector in (side or (None, None))]
+        vectors = [
+            None if vector is None else vector + at.start * FLOAT
+            for side, at in sides
+            for vector in side or (None, None)
+        ]
         gradient = GradientStruct(
-            *(*vectors, out.data_ptr(), out.stride(0), _part(sums, rows)),
+            *(*vectors, out.data_ptr(), out.stride(0), address(sums, rows.start)),
             *(None if workspace is None else workspace.data_ptr(), columns.start > 0),
         )
-        _check(_library().simmim_cuda_weights(ctypes.byref(self._struct(rows, columns)), ctypes.byref(gradient)))
+        _check(_library().simmim_cuda_weights(self._struct(rows, columns), gradient))
+
+    def finish(
+        self,
+        rows: EndsStruct,
+        columns: EndsStruct,
+        unit: Tensor | None,
+        upstream: Tensor | None,
+        scale_gradient: Tensor | None,
+        dots: Tensor | None,
+    ) -> None:
+        """Makes gradients of sums of products; that of the scale, where it is wanted, is the sum of `dots`."""
+        numbers = (self.scale.data_ptr(), *(None if t is None else t.data_ptr() for t in (unit, upstream)))
+        of_scale = (address(scale_gradient), address(dots), 0 if dots is None else len(dots))
+        device = (OPERANDS[self.x.dtype], self.device.index or 0, stream_of(self.device))
+        _check(
+            _library().simmim_cuda_finish(GradientsStruct(self.x.shape[1], *numbers, rows, columns, *of_scale, *device))
+        )
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether `products` takes it."""
+        p = self.problem
+        plain = p.fn == "logsumexp" and not p.clamped and p.row_ids is None
+        of_positives = p.joint == "left_out" and p.positives is not None
+        return plain and not of_positives and self.x.dtype != torch.float32 and self.x.shape[1] <= NARROW
 
     def products(
         self, of_rows: Side | None, of_columns: Side | None, by_column: bool, sums: bool
@@ -98,15 +141,9 @@ class Call:
         parts = _library().simmim_cuda_parts(own, other, d)
         products = torch.empty((parts, own, d), device=self.device)
         of_weights = torch.empty((parts, own), device=self.device) if sums else None
-        vectors = [
-            _address(vector) if vector is not None else None
-            for side in (of_rows, of_columns)
-            for vector in side or (None, None)
-        ]
-        gradient = GradientStruct(*vectors, None, 0, None, None, False)
-        outputs = (int(by_column), products.data_ptr(), None if of_weights is None else of_weights.data_ptr())
-        struct = self._struct(slice(0, n), slice(0, m))
-        _check(_library().simmim_cuda_products(ctypes.byref(struct), ctypes.byref(gradient), *outputs))
+        vectors = [vector for side in (of_rows, of_columns) for vector in side or (None, None)]
+        outputs = (by_column, products.data_ptr(), address(of_weights))
+        _check(_library().simmim_cuda_products(self.whole(), GradientStruct(*vectors), *outputs))
         return _added(products), None if of_weights is None else _added(of_weights)
 
 
@@ -129,7 +166,8 @@ def aligned(operand: Tensor) -> Tensor:
 
 
 def stream_of(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream
+    # As torch.cuda.current_stream(device).cuda_stream, without its objects.
+    return torch._C._cuda_getCurrentRawStream(device.index or 0)
 
 
 def _library() -> ctypes.CDLL:
@@ -144,14 +182,15 @@ def _check(status: int) -> None:
         raise RuntimeError(f"the CUDA library: {_library().simmim_cuda_message().decode()}")
 
 
-def _dense(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype).contiguous()
+def _dense(tensor: Any, dtype: torch.dtype) -> Any:
+    """A tensor as the kernels read it; None for none."""
+    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
+        return tensor
+    return tensor.to(dtype).contiguous()
 
 
-def _part(vector: Tensor | None, at: slice) -> int | None:
-    return None if vector is None else vector[at].data_ptr()
-
-
-def _address(tensor: Tensor) -> int | None:
-    """None for an empty one."""
-    return tensor.data_ptr() or None
+def address(tensor: Tensor | None, line: int = 0) -> int | None:
+    """Of a line of a tensor."""
+    if tensor is None:
+        return None
+    return tensor.data_ptr() + (line and line * tensor.stride(0) * tensor.itemsize)

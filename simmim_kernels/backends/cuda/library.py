@@ -44,6 +44,44 @@ class GradientStruct(ctypes.Structure):
     )
 
 
+class EntropiesStruct(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("rows", "columns", "scores")),
+        ("known", c_int32),
+        *((name, c_void_p) for name in ("row_entropies", "col_entropies", "row_upstream", "col_upstream")),
+        *((name, c_int64) for name in ("row_upstream_step", "col_upstream_step")),
+        ("factor", c_float),
+        ("weights", c_int32),
+        *((name, c_void_p) for name in ("value", "terms", "row_gradient", "col_gradient", "joint_gradient", "unit")),
+    )
+
+
+class EndsStruct(ctypes.Structure):
+    _fields_ = (
+        ("totals", c_void_p),
+        ("count", c_int64),
+        *((name, c_void_p) for name in ("own", "other")),
+        *((name, c_int64) for name in ("own_row", "other_row")),
+        *((name, c_void_p) for name in ("partners", "joint")),
+        ("joints", c_int64),
+        ("gradient", c_void_p),
+        ("wide", c_int32),
+        *((name, c_void_p) for name in ("bias", "dots")),
+    )
+
+
+class GradientsStruct(ctypes.Structure):
+    _fields_ = (
+        ("d", c_int64),
+        *((name, c_void_p) for name in ("scale", "unit", "upstream")),
+        *((name, EndsStruct) for name in ("rows", "columns")),
+        *((name, c_void_p) for name in ("scale_gradient", "dots")),
+        ("dot_count", c_int64),
+        *((name, c_int32) for name in ("operand", "device")),
+        ("stream", c_void_p),
+    )
+
+
 def loaded() -> ctypes.CDLL | None:
     """The library, or None for the reason that `why_not` gives."""
     return _load()[0]
@@ -101,5 +139,13 @@ def declare(library: ctypes.CDLL) -> None:
         *(POINTER(ProblemStruct), POINTER(GradientStruct)),
         *(c_int32, c_void_p, c_void_p),
     )
-    for calls in (library.simmim_cuda_statistics, library.simmim_cuda_weights, library.simmim_cuda_products):
+    library.simmim_cuda_cross_entropies.argtypes = (POINTER(ProblemStruct), POINTER(EntropiesStruct), c_void_p)
+    library.simmim_cuda_finish.argtypes = (POINTER(GradientsStruct),)
+    for calls in (
+        library.simmim_cuda_statistics,
+        library.simmim_cuda_weights,
+        library.simmim_cuda_products,
+        library.simmim_cuda_cross_entropies,
+        library.simmim_cuda_finish,
+    ):
         calls.restype = c_int
