@@ -41,18 +41,34 @@ struct alignas(128) MmaStorage {
   };
 };
 
-// This thread's pieces of a strip of 128 rows; zero for what lies outside.
-template <class S, class Machine>
-SIMMIM_DEVICE void copy_strip(Machine& machine, typename S::Element* to, Matrix<typename S::Element> const& from, int first_row, int step) {
-  static_assert(TILE_ROWS == S::COLUMNS);
-  int const piece = machine.thread() % S::PIECES, column = step * S::DEPTH + piece * S::PIECE;
-  SIMMIM_UNROLL
-  for (int k = 0; k < TILE_ROWS; k += WARPGROUP / S::PIECES) {
-    int const r = k + machine.thread() / S::PIECES, row = first_row + r;
-    bool const inside = row < from.rows && column < from.depth;
-    machine.copy(to + S::place(r, piece), from.data + (inside ? row * from.stride + column : 0), inside);
+// A thread's pieces of 128 rows, strip by strip, with zeros for what lies outside of the matrix.
+template <class S>
+class Strips {
+ public:
+  using Element = typename S::Element;
+
+  SIMMIM_DEVICE Strips(Matrix<Element> const& of, int first_row, int thread)
+      : row_(thread / S::PIECES), piece_(thread % S::PIECES), rows_(of.rows - first_row - row_), depth_(of.depth - piece_ * S::PIECE),
+        further_(of.stride * ROWS_AT_ONCE), next_(of.data + (first_row + row_) * of.stride + piece_ * S::PIECE) {}
+
+  template <class Machine>
+  SIMMIM_DEVICE void copy(Machine& machine, Element* to) {
+    SIMMIM_UNROLL
+    for (int k = 0; k < TILE_ROWS / ROWS_AT_ONCE; ++k)
+      machine.copy(to + S::place(row_ + k * ROWS_AT_ONCE, piece_), next_ + k * further_, k * ROWS_AT_ONCE < rows_ && depth_ > 0);
+    next_ += S::DEPTH;
+    depth_ -= S::DEPTH;
   }
-}
+
+ private:
+  static constexpr int ROWS_AT_ONCE = WARPGROUP / S::PIECES;
+  static_assert(TILE_ROWS == S::COLUMNS, "strips of both operands are alike");
+
+  int row_, piece_;    // of the first piece
+  int rows_, depth_;   // that the matrix has from there on
+  int64_t further_;
+  Element const* next_;
+};
 
 // acc += X Y^T of a stage. An instruction takes 16 rows, 8 columns and 2 pieces of each; a warp has the rows of Accumulators.
 template <class S, class Machine>
@@ -84,10 +100,11 @@ SIMMIM_DEVICE void mma_products(Machine& machine, Storage& shared, Matrix<typena
   constexpr int AHEAD = S::STAGES - 1;
   Walk<S> const walk(grid, machine.cluster(), machine.clusters());
   int const i = walk.row(), j = walk.column();
+  Strips<S> x_strips(x, grid.first_row + i * TILE_ROWS, machine.thread()), y_strips(y, grid.first_column + j * S::COLUMNS, machine.thread());
   auto const fetch = [&](int step, int stage) {
     if (step < steps) {
-      copy_strip<S>(machine, shared.ring[stage].x, x, grid.first_row + i * TILE_ROWS, step);
-      copy_strip<S>(machine, shared.ring[stage].y, y, grid.first_column + j * S::COLUMNS, step);
+      x_strips.copy(machine, shared.ring[stage].x);
+      y_strips.copy(machine, shared.ring[stage].y);
     }
     machine.commit();  // nothing at the end, so that one counts the same way throughout
   };
