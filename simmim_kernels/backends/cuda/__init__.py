@@ -1,4 +1,6 @@
-"""CUDA C++ kernels for Hopper GPUs (csrc/cuda), called through a plain C interface: tensors go in as addresses.
+"""CUDA C++ kernels for NVIDIA GPUs (csrc/cuda), called through a plain C interface: tensors go in as addresses.
+
+Hopper has kernels of its own. Those for the others, from compute capability 8.0 on, are not verified on hardware.
 
 Statistics of inner products, of half precision and, where PyTorch's setting allows it, of float32 as TF32. calls.py
 hands a problem to the library, strips.py makes the products of the backward.
@@ -13,10 +15,10 @@ from ...problem import Problem
 from ...problem.half_weights import BOUNDED
 from . import strips
 from .calls import FUNCTIONS, OPERANDS, Call
-from .library import why_not, without_driver
+from .library import architectures, has_code_for, why_not, without_driver
 
 _FORM = "inner_product"
-_CAPABILITY = (9, 0)
+_HOPPER = (9, 0)
 # Coordinates of tiles are 32 bits; see csrc/cuda/interface.hpp.
 _MOST = 2**31 - 2**15
 
@@ -36,6 +38,8 @@ def _no_device() -> str | None:
 
 
 def not_by_default(device: torch.device) -> str | None:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) != _HOPPER:
+        return "not verified on hardware: no run of the kernels for GPUs other than Hopper is recorded"
     return "checked on an H100 (benchmarks/results/cuda_backend.json) for plain log-sum-exps of bfloat16 alone"
 
 
@@ -66,9 +70,10 @@ def _cannot_run_on(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"the kernels need an NVIDIA GPU; operands are on {device}"
     capability = torch.cuda.get_device_capability(device)
-    if capability != _CAPABILITY:
-        return "the kernels need compute capability {}.{}; {} has {}.{}".format(*_CAPABILITY, device, *capability)
-    return None
+    if has_code_for(capability):
+        return None
+    major, minor = capability
+    return f"the library has code for {', '.join(architectures())}; {device} has compute capability {major}.{minor}"
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,8 @@ from .library import GradientStruct, ProblemStruct, loaded
 OPERANDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 FUNCTIONS = {"logsumexp": 0, "identity": 1, "softplus": 2, "square": 3, "log1mexp": 4}
 _JOINT = {"counted": 0, "left_out": 1, "kept": 2, "negated": 3}
+# Of simmim_cuda_variants, by its index, for tests and benchmarks; -1 leaves the choice to the library.
+VARIANT = -1
 # The kernels load rows in pieces of so many bytes.
 _PIECE = 16
 
@@ -44,7 +46,7 @@ class Call:
             *(self._scale.data_ptr(), row_bias, col_bias, _part(self._positives, rows), rows.start, columns.start),
             *(row_ids, col_ids, *p.shape, p.lo, p.hi, OPERANDS[x.dtype], FUNCTIONS[p.fn], _JOINT[p.joint]),
             *(0 if p.row_ids is None else len(p.row_ids), p.grouped),
-            *(self.device.index or 0, stream_of(self.device), -1),
+            *(self.device.index or 0, stream_of(self.device), VARIANT),
         )
 
     def statistics(self) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,27 @@ def built_for() -> str | None:
     found = loaded()
     if found is None:
         return None
-    return f"CUDA {_version(found.simmim_cuda_runtime())}, {found.simmim_cuda_architectures().decode()}"
+    return f"CUDA {_version(found.simmim_cuda_runtime())}, {' '.join(architectures())}"
+
+
+def architectures() -> tuple[str, ...]:
+    """That the library has code for, as simmim_cuda.h names them; none without a library."""
+    found = loaded()
+    return () if found is None else tuple(found.simmim_cuda_architectures().decode().split())
+
+
+def has_code_for(capability: tuple[int, int]) -> bool:
+    """Whether something of the library runs on devices of a compute capability."""
+    return any(_runs_on(name, capability) for name in architectures())
+
+
+def _runs_on(name: str, capability: tuple[int, int]) -> bool:
+    kind, number = name.split("_")
+    if number.endswith("a"):  # that one alone
+        return divmod(int(number[:-1]), 10) == capability
+    made_for = divmod(int(number), 10)
+    # Code runs on later devices of its generation, PTX on all later ones.
+    return made_for <= capability and (kind == "compute" or made_for[0] == capability[0])
 
 
 def without_driver() -> str | None:
