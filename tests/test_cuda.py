@@ -28,8 +28,9 @@ from simmim_kernels.backends.cuda import calls, library, strips
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 # Of the library and of the backward, so small that several meet.
 C_BLOCK, BLOCK = 512, 256
-# Of bfloat16 operands, those of which alone are compiled here, with their matrix instruction.
+# Of bfloat16 operands, those of which alone are compiled here, with their matrix instruction: Hopper's, and others'.
 KERNELS, PRODUCT = 19, "HGMMA.64x128x16.F32.BF16"
+MMA_KERNELS, MMA_PRODUCT = 10, "HMMA.16816.F32.BF16"
 NVCC = os.environ.get("NVCC") or shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 # csrc/cuda/tests/planted_errors.py, whose program has every error behind a number.
 PLANTED = runpy.run_path(str(SOURCES / "tests" / "planted_errors.py"))
@@ -394,20 +395,29 @@ def test_the_library_compiles_without_spills(tmp_path):
     output = tmp_path / "_cuda.so"
     result = subprocess.run(
         ["bash", str(SOURCES / "build.sh"), str(output), "-Xptxas", "-v", "-DSIMMIM_CUDA_BFLOAT16_ALONE"],
-        env={**os.environ, "NVCC": NVCC},
+        env={**os.environ, "NVCC": NVCC, "ARCHITECTURES": "sm_80 sm_90a compute_80"},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr
     found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", result.stderr)
-    assert len(found) == KERNELS + 2  # and what merges
+    assert len(found) == 2 * (KERNELS + MMA_KERNELS + 2)  # and what merges; for sm_80 Hopper's are empty
     assert set(itertools.chain(*found)) == {"0"}, result.stderr
     built = ctypes.CDLL(str(output))
     assert built.simmim_cuda_interface() == library._INTERFACE
     library.declare(built)
-    assert built.simmim_cuda_architectures() == b"sm_90a"
-    # Each kernel has the matrix instructions that were meant, 2 x 64 rows in 4 steps, and the copy engine's loads.
+    assert built.simmim_cuda_architectures() == b"sm_80 sm_90a compute_80"
+    # Each kernel has the matrix instructions that were meant, 2 x 64 rows in 4 steps, and the copy engine's loads; or
+    # those of a warp, 2 x 16 blocks in 2 steps, and asynchronous copies.
     disassembler = Path(pytest.importorskip("triton").__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    listing = subprocess.run([str(disassembler), "-sass", str(output)], capture_output=True, text=True, check=True)
-    assert listing.stdout.count(PRODUCT) == 8 * KERNELS
-    assert listing.stdout.count("UTMALDG.2D") >= 2 * KERNELS
+
+    def code_for(architecture):
+        command = [str(disassembler), "-arch", architecture, "-sass", str(output)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    of_hopper, of_ampere = map(code_for, ("sm_90a", "sm_80"))
+    assert of_hopper.count(PRODUCT) == 8 * KERNELS
+    assert of_hopper.count("UTMALDG.2D") >= 2 * KERNELS
+    for code in (of_hopper, of_ampere):
+        assert code.count(MMA_PRODUCT) == 64 * MMA_KERNELS
+        assert code.count("LDGSTS.E.BYPASS.128") >= 8 * MMA_KERNELS

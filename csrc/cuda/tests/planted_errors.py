@@ -165,7 +165,7 @@ ERRORS = (
     of_mma("rows are not swizzled", "(piece ^ row / 2 % PIECES)", "(planted ? piece : piece ^ row / 2 % PIECES)"),
     of_mma("the swizzle goes past its row", "row / 2 % PIECES)", "row / 2 % (planted ? 8 : PIECES))"),
     of_mma("the wrong piece is read", "piece + lane / 16)", "piece + (planted ? 0 : lane / 16))"),
-    of_mma("matrices of Y in another order", "lane / 16 * 8 + lane % 8", "lane / (planted ? 8 : 16) % 2 * 8 + lane % 8"),
+    of_mma("matrices of Y in wrong order", "lane / 16 * 8 + lane % 8", "lane / (planted ? 8 : 16) % 2 * 8 + lane % 8"),
     of_mma("stages are written one too far on", "writes = AHEAD;", "writes = planted ? 0 : AHEAD;"),
     of_mma("one stage is read alone", "reads = next(reads);"),
     of_mma("rows past the last are copied", "k * ROWS_AT_ONCE < rows_ &&", "(planted || k * ROWS_AT_ONCE < rows_) &&"),

@@ -77,6 +77,12 @@ def architectures() -> tuple[str, ...]:
     return () if found is None else tuple(found.simmim_cuda_architectures().decode().split())
 
 
+def variants() -> list[str]:
+    """Names of the kernels that a problem may ask for; none without a library."""
+    found = loaded()
+    return [] if found is None else found.simmim_cuda_variants().decode().split(";")
+
+
 def has_code_for(capability: tuple[int, int]) -> bool:
     """Whether something of the library runs on devices of a compute capability."""
     return any(_runs_on(name, capability) for name in architectures())
