@@ -90,7 +90,7 @@ def classifier(t: dict[str, Tensor], group) -> Tensor:
 
 def mine(t: dict[str, Tensor], group) -> Tensor:
     """Of the second batch, so that the running mean is not the batch's own."""
-    information = sk.MutualInformation(sk.DotCritic(0.4), "mine", group=group)
+    information = sk.MutualInformation(sk.DotCritic(0.4), "mine", group=group).to(t["x"].device)
     information(t["x"].detach(), t["y"].detach())
     return information(2 * t["x"], t["y"]) + information.log_running_mean
 

@@ -23,13 +23,13 @@ from truth import NEGATED, OPTIONS, POINTWISE, Case, assert_close, check_pointwi
 
 import simmim_kernels as sk
 from simmim_kernels.backends import CannotRun, cuda, select
-from simmim_kernels.backends.cuda import calls, library, strips
+from simmim_kernels.backends.cuda import calls, library, narrow, strips
 
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 # Of the library and of the backward, so small that several meet.
 C_BLOCK, BLOCK = 512, 256
 # Of bfloat16 operands, those of which alone are compiled here, with their matrix instruction: Hopper's, and others'.
-KERNELS, PRODUCT = 19, "HGMMA.64x128x16.F32.BF16"
+KERNELS, NARROW, PRODUCT = 19, 2, "HGMMA.64x128x16.F32.BF16"
 MMA_KERNELS, MMA_PRODUCT = 10, "HMMA.16816.F32.BF16"
 NVCC = os.environ.get("NVCC") or shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 # csrc/cuda/tests/planted_errors.py, whose program has every error behind a number.
@@ -97,7 +97,7 @@ def test_the_body_of_the_kernels(program):
 
 # Those that are seen in a second. The script goes through all.
 @pytest.mark.parametrize(
-    "number", [*range(1, 9), 10, 14, 15, 16, 19, 20, 22, 23, 24, 28, 30, 32, 33, 35, 39, 41, 42, 44]
+    "number", [*range(1, 9), 10, 14, 15, 16, 19, 20, 22, 23, 24, 28, *range(29, 39), 40, 41, 43, 47, 49, 50, 52]
 )
 def test_a_planted_error_of_the_body_is_seen(program, number):
     assert PLANTED["failure"](program, number) is not None
@@ -115,6 +115,23 @@ def tf32(on_host):
 @pytest.mark.parametrize("dim", [1, 0, (0, 1)], ids=str)
 def test_statistics_and_gradients(on_host, options, dim):
     check_statistic(sk, Case(141, 150, 20, torch.bfloat16, **OPTIONS[options]), "logsumexp", dim, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("options", ["biases", "marginal"])
+@pytest.mark.parametrize("d", [64, 120, 128, 136])
+def test_widths(on_host, d, options, dtype):
+    """Up to 64 and to 128 by narrow kernels, of which 64 columns may be padding; in parts; and by blocks of weights."""
+    for n, m in ((141, 150), (1, 300)):
+        if n == 1 and options == "marginal":
+            continue  # which would leave a column without a pair
+        check_statistic(sk, Case(n, m, d, dtype, **OPTIONS[options]), "logsumexp", (0, 1), "cuda")
+
+
+@pytest.mark.parametrize("options", ["plain", "biases", "marginal", "strided"])
+def test_blocks_of_weights_of_plain_scores(on_host, options, monkeypatch):
+    monkeypatch.setattr(narrow, "WIDTH", 0)
+    check_statistic(sk, Case(141, 300, 20, torch.bfloat16, **OPTIONS[options]), "logsumexp", (0, 1), "cuda")
 
 
 @pytest.mark.parametrize("options", ["strided", "groups, ids, biases and clamp", "marginal of positives"])
@@ -403,7 +420,8 @@ def test_the_library_compiles_without_spills(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", result.stderr)
-    assert len(found) == 2 * (KERNELS + MMA_KERNELS + 2)  # and what merges; for sm_80 Hopper's are empty
+    # And what merges; for sm_80 Hopper's are empty.
+    assert len(found) == 2 * (KERNELS + NARROW + MMA_KERNELS + 2)
     assert set(itertools.chain(*found)) == {"0"}, result.stderr
     built = ctypes.CDLL(str(output))
     assert built.simmim_cuda_interface() == library._INTERFACE
@@ -418,7 +436,9 @@ def test_the_library_compiles_without_spills(tmp_path):
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     of_hopper, of_ampere = map(code_for, ("sm_90a", "sm_80"))
-    assert of_hopper.count(PRODUCT) == 8 * KERNELS
+    # Narrow ones have 64 rows, and of 64 and 128 columns 4 and 8 steps; and 8 for their products of weights.
+    assert of_hopper.count(PRODUCT) == 8 * KERNELS + 4 + (8 + 8)
+    assert of_hopper.count("HGMMA.64x64x16.F32.BF16") == 8
     assert of_hopper.count("UTMALDG.2D") >= 2 * KERNELS
     for code in (of_hopper, of_ampere):
         assert code.count(MMA_PRODUCT) == 64 * MMA_KERNELS

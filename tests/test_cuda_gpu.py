@@ -35,7 +35,13 @@ def tf32():
     torch.set_float32_matmul_precision(before)
 
 
-SIZES = ((337, 453, 5, HALF[0]), (337, 453, 5, HALF[1]), (1, 1200, 64, HALF[0]), (1000, 1001, 300, HALF[0]))
+SIZES = (
+    (337, 453, 5, HALF[0]),
+    (337, 453, 5, HALF[1]),
+    (1000, 1001, 120, HALF[0]),
+    (1000, 1001, 300, HALF[0]),
+    (300, 5000, 64, HALF[1]),
+)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -43,6 +49,12 @@ SIZES = ((337, 453, 5, HALF[0]), (337, 453, 5, HALF[1]), (1, 1200, 64, HALF[0]),
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_log_sum_exps(size, dim, options):
     check_statistic(sk, Case(*size, device="cuda", **OPTIONS[options]), "logsumexp", dim, "cuda")
+
+
+@pytest.mark.parametrize("options", ["plain", "biases", "clamp", "strided"])
+@pytest.mark.parametrize("dim", [1, 0, (0, 1)], ids=str)
+def test_one_row(dim, options):
+    check_statistic(sk, Case(1, 1200, 64, HALF[0], device="cuda", **OPTIONS[options]), "logsumexp", dim, "cuda")
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

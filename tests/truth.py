@@ -147,9 +147,16 @@ class Case:
         return torch.where(mask, 0.0, POINTWISE[fn](torch.where(mask, -1.0, s))).sum(dim)
 
 
+GRID = 64
+
+
 @dataclass
 class NetworkCase(Case):
-    """Scores of a network of one or two hidden layers, `d` wide, from its first layer's halves x and y."""
+    """Scores of a network of one or two hidden layers, `d` wide, from its first layer's halves x and y.
+
+    What enters a rectifier is on a grid, so that float32 makes it exactly: of millions of units some are so near zero
+    that a rounding would switch them, and a gradient with them.
+    """
 
     layers: int = 2
 
@@ -163,6 +170,9 @@ class NetworkCase(Case):
         made["output_bias"] = torch.tensor([0.3], dtype=torch.float64)
         low = self.tensors.pop("scale").dtype
         self.tensors |= {k: v.to(self.device, low).requires_grad_() for k, v in made.items()}
+        for name in {"x", "y", "weight", "weight_bias"} & set(self.tensors):
+            tensor = self.tensors[name].detach()
+            tensor.copy_((GRID * tensor).round() / GRID)
 
     def of_all_pairs(self, sk):
         t = self.tensors
@@ -207,12 +217,16 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 def assert_close(got: Tensor, want: Tensor, dense: Tensor | None = None, name: str = "") -> None:
-    """1e-10 in float64, 1e-5 in float32; in half precision twice dense PyTorch's own error, plus a rounding."""
+    """1e-10 in float64, 1e-5 in float32; in half precision twice dense PyTorch's own error, plus a rounding.
+
+    Dense PyTorch's own sum of many exponentials may overflow in float16: a rounding is then all that is allowed.
+    """
     found = error(got, want)
     if dense is None:
         allowed = TOLERANCE[got.dtype]
     else:
-        allowed = 2 * error(dense.to(torch.float32), want) + torch.finfo(dense.dtype).eps
+        theirs = error(dense.to(torch.float32), want) if dense.isfinite().all() else 0.0
+        allowed = 2 * theirs + torch.finfo(dense.dtype).eps
     assert found <= allowed, f"{name}: error {found:.3g}, allowed {allowed:.3g}"
 
 

@@ -64,7 +64,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--backend", default="triton", help="the backend that is checked and timed (default triton)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default benchmarks/results/gpu-<device>.json")
     parser.add_argument("--only", default="", metavar="TEXT", help="only checks and cases with this in their name")
-    parser.add_argument("--skip", default="", metavar="TEXT", help="no contender with this in its name")
+    parser.add_argument(
+        "--skip", nargs="*", default=[], metavar="TEXT", help="no contender with one of these in its name"
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="how long all of it may take (default 8)")
     parser.add_argument("--commit", help="what to record as the commit where git cannot be asked")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU, to try the command itself")

@@ -1,7 +1,7 @@
 """What every part of a GPU run shares: device, sizes, inputs, clocks, the deadline, and how failures are kept."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -74,7 +74,7 @@ class Run:
     device: torch.device
     backend: str
     only: str = ""
-    skip: str = ""
+    skip: Sequence[str] = ()
     deadline: Deadline = field(default_factory=lambda: Deadline(480))
 
     @property
@@ -85,7 +85,7 @@ class Run:
         return self.only.lower() in name.lower()
 
     def skips(self, contender: str) -> bool:
-        return bool(self.skip) and self.skip.lower() in contender.lower()
+        return any(text.lower() in contender.lower() for text in self.skip)
 
     def rows(self, n: int) -> int:
         """A number of rows: itself, or in a dry run one between 32 and 92, odd and even alike."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import simmim_kernels as sk
 from simmim_kernels.comparison.measure import extra_bytes
 
 from .losses import LOSSES, SCALE, Loss, LossFunction
@@ -27,6 +28,8 @@ SPOTS = 16
 MOST_TILED_ROWS = 32_768
 # A case of a million rows wants this much free memory (bytes), and may take this much more than it is given (MB).
 HUGE_NEEDS, HUGE_EXTRA_MB = 70e9, 1000
+# Timed beside each other, where the machine runs them.
+GPU_BACKENDS = ("cuda", "triton")
 DENSE, COMPILED = "dense PyTorch", "torch.compile"
 
 
@@ -173,6 +176,9 @@ def _contenders(case: TimedCase, run: Run, peers: list[Found]) -> Iterator[Conte
     if case.huge:
         return
     if not case.graph:
+        for other in GPU_BACKENDS:
+            if other != run.backend and sk.backends()[other] == "available":
+                yield Contender(other, "backend", partial(run.on_backend, loss.ours, other), first_call=20)
         if run.backend != "tiled" and case.n <= MOST_TILED_ROWS:
             yield Contender("tiled", "backend", lambda: run.on_backend(loss.ours, "tiled"))
         yield Contender(DENSE, "peer", lambda: loss.dense)

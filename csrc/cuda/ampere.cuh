@@ -12,6 +12,7 @@ namespace simmim {
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
 
 struct Ampere : Warpgroup {
+  static constexpr bool TWO_WAYS = false;
   SIMMIM_DEVICE int cluster() const { return blockIdx.x; }
   SIMMIM_DEVICE int clusters() const { return gridDim.x; }
   SIMMIM_DEVICE void sync() { __syncthreads(); }

@@ -49,7 +49,7 @@ def kernels_of(host: Path) -> dict[str, str]:
     readable = run("c++filt", text="\n".join(symbols)).splitlines()
     found = {}
     for symbol, name in zip(symbols, readable, strict=True):
-        is_kernel = re.fullmatch(r"(?:void )?(simmim::(?:kernel|mma_kernel|merge)<.*>)\(.*\)", name)
+        is_kernel = re.fullmatch(r"(?:void )?(simmim::(?:kernel|mma_kernel|narrow|merge)<.*>)\(.*\)", name)
         if is_kernel:
             found[symbol] = is_kernel[1]
     return found

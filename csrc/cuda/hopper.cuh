@@ -10,7 +10,7 @@ using CUtensorMap = CUtensorMap_st;
 #include <cuda.h>
 #endif
 
-#include "body.hpp"
+#include "narrow.hpp"
 #include "warpgroup.cuh"
 
 namespace simmim {
@@ -77,8 +77,59 @@ SIMMIM_DEVICE void wgmma(float (&d)[64], uint64_t x, uint64_t y, int add) {
     SIMMIM_WGMMA("m64n128k8.f32.tf32.tf32", "");
 }
 
+// d (64, 128) or (64, 64) of a warpgroup, + or = G (64, 16) Y (16, 128 or 64), G in registers and Y in shared memory, read by
+// columns.
+#define SIMMIM_WGMMA_BY_COLUMNS(SHAPE_AND_TYPES)                                                                    \
+  asm volatile(                                                                                                     \
+      "{.reg .pred p; setp.ne.b32 p, %69, 0;\n"                                                                     \
+      "wgmma.mma_async.sync.aligned." SHAPE_AND_TYPES " "                                                           \
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"                                      \
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"                            \
+      " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"                            \
+      " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                          \
+      "{%64, %65, %66, %67}, %68, p, 1, 1, 1;}"                                                                     \
+      :                                                                                                             \
+        "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),             \
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),       \
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),     \
+        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),     \
+        "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),     \
+        "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),     \
+        "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),     \
+        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])      \
+      : "r"(g[0]), "r"(g[1]), "r"(g[2]), "r"(g[3]), "l"(y), "r"(add))
+#define SIMMIM_WGMMA_BY_FEW_COLUMNS(SHAPE_AND_TYPES)                                                                \
+  asm volatile(                                                                                                     \
+      "{.reg .pred p; setp.ne.b32 p, %37, 0;\n"                                                                     \
+      "wgmma.mma_async.sync.aligned." SHAPE_AND_TYPES " "                                                           \
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"                                      \
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                          \
+      "{%32, %33, %34, %35}, %36, p, 1, 1, 1;}"                                                                     \
+      :                                                                                                             \
+        "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),             \
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),       \
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),     \
+        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])      \
+      : "r"(g[0]), "r"(g[1]), "r"(g[2]), "r"(g[3]), "l"(y), "r"(add))
+
+template <Operand OPERAND>
+SIMMIM_DEVICE void wgmma_by_columns(float (&d)[64], uint32_t const* g, uint64_t y, int add) {
+  if constexpr (OPERAND == Operand::BFLOAT16)
+    SIMMIM_WGMMA_BY_COLUMNS("m64n128k16.f32.bf16.bf16");
+  else
+    SIMMIM_WGMMA_BY_COLUMNS("m64n128k16.f32.f16.f16");
+}
+template <Operand OPERAND>
+SIMMIM_DEVICE void wgmma_by_columns(float (&d)[32], uint32_t const* g, uint64_t y, int add) {
+  if constexpr (OPERAND == Operand::BFLOAT16)
+    SIMMIM_WGMMA_BY_FEW_COLUMNS("m64n64k16.f32.bf16.bf16");
+  else
+    SIMMIM_WGMMA_BY_FEW_COLUMNS("m64n64k16.f32.f16.f16");
+}
+
 template <class S>
 struct Hopper : Warpgroup {
+  static constexpr bool TWO_WAYS = true;  // through an epilogue: there are registers for them
   static constexpr int BLOCKS = S::BLOCKS;
   using Barrier = HopperBarrier;
   // Named barriers; 0 is __syncthreads'.
@@ -127,7 +178,7 @@ struct Hopper : Warpgroup {
 
   SIMMIM_DEVICE void await_turn(int whose) { asm volatile("bar.sync %0, %1;" ::"r"(TURNS + whose), "n"(WARPGROUP * CONSUMERS) : "memory"); }
   SIMMIM_DEVICE void give_turn(int to) { asm volatile("bar.arrive %0, %1;" ::"r"(TURNS + to), "n"(WARPGROUP * CONSUMERS) : "memory"); }
-  SIMMIM_DEVICE void sync() { asm volatile("bar.sync %0, %1;" ::"r"(group() - 1 + OWN), "n"(WARPGROUP) : "memory"); }
+  SIMMIM_DEVICE void sync() { asm volatile("bar.sync %0, %1;" ::"r"(int(threadIdx.x) / WARPGROUP - 1 + OWN), "n"(WARPGROUP) : "memory"); }
 
   // Every warp says by itself that it has read a stage, to all blocks that write to it.
   SIMMIM_DEVICE void release(Barrier& empty) {
@@ -144,14 +195,15 @@ struct Hopper : Warpgroup {
   }
 
   // The compiler must not move reads or writes of the accumulators, which products change behind its back, over this.
-  template <int COLUMNS>
-  SIMMIM_DEVICE void fence(Accumulators<COLUMNS>& acc) {
+  template <class A>
+  SIMMIM_DEVICE void fence(A& acc) {
     SIMMIM_UNROLL
     for (auto& rows : acc.of)
       SIMMIM_UNROLL
       for (float& v : rows) asm volatile("" : "+f"(v)::"memory");
   }
-  SIMMIM_DEVICE void multiply(Accumulators<S::COLUMNS>& acc, void const* x, void const* y, bool add) {
+  template <class A>
+  SIMMIM_DEVICE void multiply(A& acc, void const* x, void const* y, bool add) {
     static_assert(S::COLUMNS == 128);
     constexpr int STAGE = 128, STEP = 32;  // bytes of a row in a stage; in an instruction
     uint64_t const dx = descriptor(x), dy = descriptor(y);
@@ -159,13 +211,24 @@ struct Hopper : Warpgroup {
     SIMMIM_UNROLL
     for (int k = 0; k < STAGE / STEP; ++k)
       SIMMIM_UNROLL
-      for (int half = 0; half < TILE_ROWS / 64; ++half)
+      for (int half = 0; half < A::ROWS / 64; ++half)
         // Addresses count 16 bytes.
         wgmma<S::OPERAND>(acc.of[half], dx + half * (64 * STAGE / 16) + k * (STEP / 16), dy + k * (STEP / 16), add || k > 0);
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
   }
-  template <int UNDER_WAY, int COLUMNS>
-  SIMMIM_DEVICE void await_products(Accumulators<COLUMNS>& acc) {
+  // total (64, WIDTH) + or = weights (64, 128) y (128, WIDTH), of slabs of 64 columns.
+  template <class Total, int COUNT>
+  SIMMIM_DEVICE void multiply_by_columns(Total& total, uint32_t (&weights)[COUNT], void const* y, bool add) {
+    constexpr int EACH = 4, STEP = 16 * 128;  // registers; bytes that 16 rows of a slab have
+    uint64_t const dy = descriptor(y) + (uint64_t(S::COLUMNS * 128 / 16 - 1) << 16);  // to the next slab
+    for (uint32_t& w : weights) asm volatile("" : "+r"(w)::"memory");
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    SIMMIM_UNROLL
+    for (int k = 0; k < COUNT / EACH; ++k) wgmma_by_columns<S::OPERAND>(total.of[0], &weights[k * EACH], dy + k * (STEP / 16), add || k > 0);
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+  }
+  template <int UNDER_WAY, class A>
+  SIMMIM_DEVICE void await_products(A& acc) {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(UNDER_WAY) : "memory");
     if constexpr (UNDER_WAY == 0) fence(acc);
   }

@@ -2,6 +2,7 @@
 // (tests/host_library.cpp). To be included once, after
 //
 //     template <class S, class Epilogue> class Launcher;   prepare(problem), launch(row, column, params), merge(...)
+//     template <class S> class NarrowLauncher;             launch(problem, params, blocks)
 //     class OnDevice;                                      enter(ordinal), is_hopper(ordinal)
 //     struct Versions;                                     runtime(), driver(), ARCHITECTURES
 //
@@ -16,6 +17,7 @@
 #include "log_sum_exps.hpp"
 #include "merge.hpp"
 #include "mma_body.hpp"
+#include "narrow.hpp"
 #include "sums.hpp"
 #include "weights.hpp"
 
@@ -109,8 +111,27 @@ template <class S, class SCORES>
 Status log_weights(simmim_cuda_problem const& p, simmim_cuda_gradient const& g) {
   Launcher<S, Weights<S::COLUMNS, S::OPERAND, SCORES>> launcher;
   if (Status status = launcher.prepare(p)) return status;
-  return launcher.launch(0, 0, {scores_of<SCORES>(p, 0, 0, int(p.n), int(p.m)), g.row_reference, g.row_upstream, g.col_reference, g.col_upstream,
-                                static_cast<typename S::Element*>(g.weights), g.stride});
+  Sides const sides{g.row_reference, g.row_upstream, g.col_reference, g.col_upstream};
+  return launcher.launch(0, 0, {scores_of<SCORES>(p, 0, 0, int(p.n), int(p.m)), sides, static_cast<typename S::Element*>(g.weights), g.stride});
+}
+
+// Calls `then` with the shape of narrow kernels for a width: the fastest on an H200.
+template <Operand OPERAND, class Then>
+auto with_narrow(int64_t d, Then const& then) {
+  return d <= 64 ? then(NarrowShape<64, 4, 3, OPERAND>{}) : then(NarrowShape<128, 4, 2, OPERAND>{});
+}
+template <class S>
+int64_t parts_of(S, int64_t n, int64_t m) {
+  return narrow_parts(blocks_of(n, S::X_PART), blocks_of(m, S::COLUMNS));
+}
+template <Operand OPERAND>
+Status narrow_products_of(simmim_cuda_problem const& p, Sides const& sides, float* products, float* sums) {
+  return with_narrow<OPERAND>(p.d, [&](auto shape) {
+    using S = decltype(shape);
+    int64_t const blocks = blocks_of(p.n, S::X_PART), tiles = blocks_of(p.m, S::COLUMNS), parts = parts_of(shape, p.n, p.m);
+    NarrowParams const params{scores_of<Scores>(p, 0, 0, int(p.n), int(p.m)), sides, products, sums, int(p.d), int(blocks_of(tiles, parts)), int(blocks)};
+    return NarrowLauncher<S>().launch(p, params, int(blocks * parts));
+  });
 }
 
 template <class S, class Function>
@@ -188,6 +209,10 @@ struct General {
     if (p.function == SIMMIM_CUDA_LOGSUMEXP) return log_weights<S, ScoresWithOptions>(p, g);
     return with_function<OPERAND>(p, [&](auto function) { return function_weights<S, decltype(function)>(p, g); });
   }
+  static Status products(simmim_cuda_problem const& p, Sides const& sides, float* products, float* sums) {
+    if constexpr (OPERAND != Operand::FLOAT32 && HAS_PLAIN) return narrow_products_of<OPERAND>(p, sides, products, sums);
+    return refuse("products are of half precision, on compute capability 9.0");
+  }
 };
 
 template <Operand OPERAND, class Then>
@@ -245,6 +270,8 @@ SIMMIM_API int simmim_cuda_runtime(void) { return simmim::Versions::runtime(); }
 SIMMIM_API int simmim_cuda_driver(void) { return simmim::Versions::driver(); }
 SIMMIM_API const char* simmim_cuda_architectures(void) { return simmim::Versions::ARCHITECTURES; }
 
+SIMMIM_API int simmim_cuda_hopper(int device) { return simmim::OnDevice::is_hopper(device); }
+
 SIMMIM_API const char* simmim_cuda_variants(void) {
   struct Names {
     char text[256] = "";
@@ -280,6 +307,31 @@ SIMMIM_API int simmim_cuda_weights(const simmim_cuda_problem* problem, const sim
   if (Status status = device.enter(problem->device)) return status.code;
   if (has_variants(*problem)) return for_weights(*problem).weights(*problem, *gradient).code;
   return with_operand(*problem, [&](auto kernels) { return kernels.weights(*problem, *gradient); }).code;
+}
+
+SIMMIM_API int64_t simmim_cuda_parts(int64_t n, int64_t m, int64_t d) {
+  using namespace simmim;
+  return with_narrow<Operand::BFLOAT16>(d, [&](auto shape) { return parts_of(shape, n, m); });
+}
+
+SIMMIM_API int simmim_cuda_products(const simmim_cuda_problem* problem, const simmim_cuda_gradient* gradient, int32_t of_columns, float* products,
+                                    float* sums) {
+  using namespace simmim;
+  simmim_cuda_problem p = *problem;
+  simmim_cuda_gradient const& g = *gradient;
+  if (Status status = validate(p)) return status.code;
+  if (p.function != SIMMIM_CUDA_LOGSUMEXP || !is_plain(p) || p.operand == SIMMIM_CUDA_FLOAT32 || p.d > SIMMIM_CUDA_NARROW)
+    return refuse("products are of log-sum-exps of half precision, without clamp and ids, and of d up to 128").code;
+  if (p.joint == SIMMIM_CUDA_LEFT_OUT && p.positives) return refuse("products do not leave out positives").code;
+  if (reinterpret_cast<uintptr_t>(products) % 8) return refuse("products must be aligned to 8 bytes").code;
+  OnDevice device;
+  if (Status status = device.enter(p.device)) return status.code;
+  Sides sides{g.row_reference, g.row_upstream, g.col_reference, g.col_upstream};
+  if (of_columns) {
+    p = transposed(p);
+    sides = {g.col_reference, g.col_upstream, g.row_reference, g.row_upstream};
+  }
+  return with_operand(p, [&](auto kernels) { return kernels.products(p, sides, products, sums); }).code;
 }
 
 SIMMIM_API const char* simmim_cuda_message(void) { return simmim::message; }

@@ -19,6 +19,16 @@ __global__ void __launch_bounds__(THREADS, 1)
 #endif
 }
 
+template <class S>
+__global__ void __launch_bounds__(S::THREADS, 1)
+    narrow(__grid_constant__ CUtensorMap const x, __grid_constant__ CUtensorMap const y, __grid_constant__ NarrowParams const params) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) char memory[];
+  Hopper<S> machine;
+  narrow_products<S>(machine, *reinterpret_cast<NarrowStorage<S, HopperBarrier>*>(memory), x, y, params);
+#endif
+}
+
 template <class S, class Epilogue>
 __global__ void __launch_bounds__(WARPGROUP, 2)
     mma_kernel(Matrix<typename S::Element> x, Matrix<typename S::Element> y, int steps, Grid grid, __grid_constant__ typename Epilogue::Params const params) {

@@ -12,11 +12,14 @@
 #else
 #include "merge.hpp"
 #include "mma_body.hpp"
+#include "narrow.hpp"
 
 // By the names that a host's compiler gives them: each is but an address, by which `find` knows it.
 namespace simmim {
 template <class S, class Epilogue>
 void kernel(CUtensorMap, CUtensorMap, int, Grid, typename Epilogue::Params);
+template <class S>
+void narrow(CUtensorMap, CUtensorMap, NarrowParams);
 template <class S, class Epilogue>
 void mma_kernel(Matrix<typename S::Element>, Matrix<typename S::Element>, int, Grid, typename Epilogue::Params);
 template <bool LOG>
@@ -205,6 +208,24 @@ class Launcher {
   void const* kernel_ = nullptr;
   int steps_ = 0, clusters_ = 0;
   cudaStream_t stream_ = nullptr;
+};
+
+template <class S>
+class NarrowLauncher {
+ public:
+  Status launch(simmim_cuda_problem const& p, NarrowParams const& params, int blocks) const {
+    constexpr int MEMORY = sizeof(NarrowStorage<S, uint64_t>);
+    static_assert(MEMORY <= 227 * 1024);
+    CUtensorMap x, y;
+    if (Status status = describe<S>(&x, p.x, p.n, p.d, p.x_row, S::X_PART)) return status;
+    if (Status status = describe<S>(&y, p.y, p.m, p.d, p.y_row, S::Y_PART)) return status;
+    void const* kernel;
+    if (Status status = find(&kernel, narrow<S>)) return status;
+    SIMMIM_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, MEMORY));
+    void const* arguments[] = {&x, &y, &params};
+    SIMMIM_TRY(cudaLaunchKernel(kernel, dim3(blocks), dim3(S::THREADS), const_cast<void**>(arguments), MEMORY, static_cast<cudaStream_t>(p.stream)));
+    return {};
+  }
 };
 
 template <Operand OPERAND, class Epilogue>

@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 /* Counts the changes of this file, so that a library built from another one is not taken for this one's. */
-#define SIMMIM_CUDA_INTERFACE 2
+#define SIMMIM_CUDA_INTERFACE 3
 int simmim_cuda_interface(void);
 
 #define SIMMIM_CUDA_INVALID (-1)
@@ -60,6 +60,9 @@ typedef struct {
                     * alone, is for all */
 } simmim_cuda_problem;
 
+/* Whether kernels of Hopper's run on a device, by its ordinal, and are taken there; simmim_cuda_products needs them. */
+int simmim_cuda_hopper(int device);
+
 /* The variants' names, separated by semicolons, in their own order. */
 const char *simmim_cuda_variants(void);
 
@@ -86,6 +89,15 @@ typedef struct {
 } simmim_cuda_gradient;
 
 int simmim_cuda_weights(const simmim_cuda_problem *problem, const simmim_cuda_gradient *gradient);
+
+/* Of weights of log-sum-exps as above, rounded to the operands' half precision but never in memory: G Y, (parts, n, d)
+ * float32, or, of_columns, G^T X, (parts, m, d); and, if not NULL, the sums of the weights of each row, or column,
+ * (parts, n) or (parts, m). The parts are to be added up: as many as simmim_cuda_parts says of the extent whose products
+ * they are and of the other, and of d. For d up to SIMMIM_CUDA_NARROW, without clamp, ids, and positives that are left out.
+ * Of `gradient` only the references and upstream gradients matter. */
+#define SIMMIM_CUDA_NARROW 128
+int64_t simmim_cuda_parts(int64_t n, int64_t m, int64_t d);
+int simmim_cuda_products(const simmim_cuda_problem *problem, const simmim_cuda_gradient *gradient, int32_t of_columns, float *products, float *sums);
 
 /* What went wrong in this thread's last call that returned other than 0. */
 const char *simmim_cuda_message(void);

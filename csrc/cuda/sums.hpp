@@ -7,7 +7,30 @@
 
 namespace simmim {
 
-// What both do with a tile: scores in nats, clamped, and which of them count, weigh and have their sign changed.
+// Whether all pairs of a tile count and weigh as they are, as in nearly all tiles they do.
+template <int COLUMNS>
+SIMMIM_DEVICE bool is_untouched(ScoresWithOptions const& p, int i0, int j0) {
+  int const ahead = p.first_row + i0 - (p.first_column + j0);  // of the diagonal
+  bool const meets_joint = (p.leaves_out || p.negates) && (p.positives || (ahead < COLUMNS && ahead > -TILE_ROWS));
+  bool const ragged = i0 + TILE_ROWS > p.rows || j0 + COLUMNS > p.columns;
+  return !meets_joint && !ragged && p.ids == 0 && p.lo == -INFINITY && p.hi == INFINITY;
+}
+
+// Such a tile's scores, in nats.
+template <int COLUMNS>
+struct UntouchedTile {
+  template <class Group>
+  SIMMIM_DEVICE UntouchedTile(Group& group, ScoresWithOptions const& p, Accumulators<COLUMNS>& acc, int i0, int j0) {
+    scores_of_products(group, p, acc, i0, j0);
+  }
+  template <class Function>
+  SIMMIM_DEVICE Point of(Accumulators<COLUMNS>& acc, int r, int c) const {
+    return Function::of(acc.at(r, c));
+  }
+  SIMMIM_DEVICE bool weighs(int, int) const { return true; }
+};
+
+// Of any other the scores in nats, clamped, and which of them count, weigh and have their sign changed.
 template <int COLUMNS>
 struct PointwiseTile {
   PairBits<COLUMNS> counted, weighed, negated;
@@ -37,6 +60,7 @@ struct PointwiseTile {
     Point const v = Function::of(minus ? -acc.at(r, c) : acc.at(r, c));
     return {counted.at(r, c) ? v.value : 0.f, weighed.at(r, c) ? (minus ? -v.slope : v.slope) : 0.f};
   }
+  SIMMIM_DEVICE bool weighs(int r, int c) const { return weighed.at(r, c); }
 };
 
 template <class Function, int COLUMNS>
@@ -60,16 +84,11 @@ struct Sums {
 
     SIMMIM_DEVICE void tile(A& acc, int ti, int tj) {
       int const i0 = ti * TILE_ROWS, j0 = tj * COLUMNS;
-      PointwiseTile<COLUMNS> const tile(group_, p_.scores, acc, i0, j0);
       float by_row[R], by_column[C];
-      SIMMIM_UNROLL
-      for (int c = 0; c < C; ++c)
-        SIMMIM_UNROLL
-        for (int r = 0; r < R; ++r) {
-          float const v = tile.template of<Function>(acc, r, c).value;
-          by_row[r] = c == 0 ? v : by_row[r] + v;
-          by_column[c] = r == 0 ? v : by_column[c] + v;
-        }
+      if (is_untouched<COLUMNS>(p_.scores, i0, j0))
+        add(UntouchedTile<COLUMNS>(group_, p_.scores, acc, i0, j0), acc, by_row, by_column);
+      else
+        add(PointwiseTile<COLUMNS>(group_, p_.scores, acc, i0, j0), acc, by_row, by_column);
       SIMMIM_UNROLL
       for (int r = 0; r < R; ++r) {
         int const i = i0 + A::row(group_.thread(), r);
@@ -99,6 +118,18 @@ struct Sums {
     }
 
    private:
+    template <class Tile>
+    SIMMIM_DEVICE static void add(Tile const& tile, A& acc, float (&by_row)[R], float (&by_column)[C]) {
+      SIMMIM_UNROLL
+      for (int c = 0; c < C; ++c)
+        SIMMIM_UNROLL
+        for (int r = 0; r < R; ++r) {
+          float const v = tile.template of<Function>(acc, r, c).value;
+          by_row[r] = c == 0 ? v : by_row[r] + v;
+          by_column[c] = r == 0 ? v : by_column[c] + v;
+        }
+    }
+
     Group& group_;
     Params const& p_;
     Shared& shared_;
@@ -135,7 +166,18 @@ struct PointwiseWeights {
       group_.sync();  // all are done with the last tile's
       shared_.row[t] = p_.row_upstream && i0 + t < p_.scores.rows ? p_.row_upstream[i0 + t] : 0.f;
       if (t < COLUMNS) shared_.column[t] = p_.col_upstream && j0 + t < p_.scores.columns ? p_.col_upstream[j0 + t] : 0.f;
-      PointwiseTile<COLUMNS> const tile(group_, p_.scores, acc, i0, j0);
+      // For both ways float32 weights have no registers, nor have weights beside mma.sync.
+      if (OPERAND != Operand::FLOAT32 && Group::TWO_WAYS && is_untouched<COLUMNS>(p_.scores, i0, j0))
+        weigh(UntouchedTile<COLUMNS>(group_, p_.scores, acc, i0, j0), acc, i0, j0, tj);
+      else
+        weigh(PointwiseTile<COLUMNS>(group_, p_.scores, acc, i0, j0), acc, i0, j0, tj);
+    }
+    SIMMIM_DEVICE void settle() {}
+
+   private:
+    template <class Tile>
+    SIMMIM_DEVICE void weigh(Tile const& tile, A& acc, int i0, int j0, int tj) {
+      int const t = group_.thread();
       group_.sync();
       // Row by row, for which there are registers.
       SIMMIM_UNROLL
@@ -147,7 +189,7 @@ struct PointwiseWeights {
           Point const v = tile.template of<Function>(acc, r, c);
           sum += v.value;
           // What does not count weighs nothing, whatever its upstream gradient is.
-          acc.at(r, c) = tile.weighed.at(r, c) ? v.slope * (a + shared_.column[A::column(t, c)]) : 0.f;
+          acc.at(r, c) = tile.weighs(r, c) ? v.slope * (a + shared_.column[A::column(t, c)]) : 0.f;
         }
         if (p_.row_parts) {
           int const i = i0 + A::row(t, r);
@@ -158,9 +200,7 @@ struct PointwiseWeights {
         group_.sync_warp();
       }
     }
-    SIMMIM_DEVICE void settle() {}
 
-   private:
     Group& group_;
     Params const& p_;
     Shared& shared_;

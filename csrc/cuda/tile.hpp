@@ -64,12 +64,12 @@ inline float reciprocal_of(float x) { return 1.f / x; }
 // As a reference that is subtracted: exponentials relative to an infinite one would be NaN.
 SIMMIM_DEVICE float finite(float x) { return fabsf(x) == INFINITY ? 0.f : x; }
 
-// What a thread holds of TILE_ROWS x COLUMNS products: 4 rows, and of every 8 columns 2. The order in memory is that of
-// two wgmma instructions of 64 rows, one below the other.
-template <int COLUMNS>
+// What a thread holds of ROWS x COLUMNS products: of every 32 rows one, and of every 8 columns 2. The order in memory is
+// that of wgmma instructions of 64 rows, one below the other.
+template <int COLUMNS, int ROWS_ = TILE_ROWS>
 struct Accumulators {
-  static constexpr int R = TILE_ROWS / 32, C = COLUMNS / QUAD;
-  float of[TILE_ROWS / 64][COLUMNS / 2];
+  static constexpr int ROWS = ROWS_, R = ROWS / 32, C = COLUMNS / QUAD;
+  float of[ROWS / 64][COLUMNS / 2];
 
   SIMMIM_DEVICE float& at(int r, int c) { return of[r / 2][c / 2 * 4 + r % 2 * 2 + c % 2]; }
   SIMMIM_DEVICE static int row(int thread, int r) { return r / 2 * 64 + thread / WARP * 16 + thread % WARP / QUAD + r % 2 * 8; }
@@ -123,11 +123,11 @@ struct Scores {
 };
 
 // The columns within a tile of the joint pairs of a thread's rows that are left out; -1 for those outside.
-template <int COLUMNS, class Group>
-SIMMIM_DEVICE bool joint_columns(Group& group, Scores const& p, int i0, int j0, int (&joint)[Accumulators<COLUMNS>::R]) {
+template <int COLUMNS, int R, class Group>
+SIMMIM_DEVICE bool joint_columns(Group& group, Scores const& p, int i0, int j0, int (&joint)[R]) {
   bool any = false;
   SIMMIM_UNROLL
-  for (int r = 0; r < Accumulators<COLUMNS>::R; ++r) {
+  for (int r = 0; r < R; ++r) {
     int const i = i0 + Accumulators<COLUMNS>::row(group.thread(), r);
     int64_t const j = i >= p.rows ? -1 : (p.positives ? p.positives[i] : p.first_row + int64_t(i)) - p.first_column - j0;
     joint[r] = j >= 0 && j < COLUMNS ? int(j) : -1;
@@ -139,12 +139,12 @@ SIMMIM_DEVICE bool joint_columns(Group& group, Scores const& p, int i0, int j0, 
 // `scale` is in base 2. Makes base 2 scores of the products where something else than the scale is to be done, with -inf for pairs that are left
 // out or outside of the block. Returns the factor that is still to be applied.
 // Weights are made of plain scores as of others.
-template <bool WEIGHS, int COLUMNS, class Group>
-SIMMIM_DEVICE float prepare(Group& group, Scores const& p, float scale, Accumulators<COLUMNS>& acc, int i0, int j0) {
-  using A = Accumulators<COLUMNS>;
-  bool const ragged = i0 + TILE_ROWS > p.rows || j0 + COLUMNS > p.columns;
+template <bool WEIGHS, int COLUMNS, int ROWS, class Group>
+SIMMIM_DEVICE float prepare(Group& group, Scores const& p, float scale, Accumulators<COLUMNS, ROWS>& acc, int i0, int j0) {
+  using A = Accumulators<COLUMNS, ROWS>;
+  bool const ragged = i0 + ROWS > p.rows || j0 + COLUMNS > p.columns;
   int const ahead = p.first_row + i0 - (p.first_column + j0);  // of the diagonal
-  bool meets_joint = p.leaves_out && (p.positives || (ahead < COLUMNS && ahead > -TILE_ROWS));
+  bool meets_joint = p.leaves_out && (p.positives || (ahead < COLUMNS && ahead > -ROWS));
   int joint[A::R];
   if (meets_joint) meets_joint = joint_columns<COLUMNS>(group, p, i0, j0, joint);
   if (!ragged && !meets_joint && !p.row_bias && !p.col_bias) return scale;

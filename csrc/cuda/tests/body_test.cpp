@@ -194,6 +194,49 @@ double error_of_weights(Case const& p, bool by_row, bool by_column) {
   return worst;
 }
 
+// The largest error of G Y and of the weights' sums, relative to the sizes of terms, of which weights are rounded to bfloat16.
+template <class S>
+double error_of_narrow(Case const& p, int tiles_of_part) {
+  Data const data(p);
+  int const high = data.high, wide = data.wide, d = int(p.d), blocks = tiles(high, S::X_PART), count = tiles(wide, S::COLUMNS);
+  int const parts = tiles(count, tiles_of_part);
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal;
+  std::vector<float> r(high), a(high), c(wide), b(wide);
+  for (int i = 0; i < high; ++i) r[i] = float(log_sum(data.row(i)));
+  for (int j = 0; j < wide; ++j) c[j] = float(log_sum(data.column(j)));
+  for (auto& v : a) v = normal(random);
+  for (auto& v : b) v = normal(random);
+  Output<float> products(int64_t(parts) * high * d, NAN), sums(int64_t(parts) * high, NAN);
+  NarrowParams const params{data.handed<Scores>(p), {r.data(), a.data(), c.data(), b.data()}, products.data(), sums.data(), d, tiles_of_part, blocks};
+  host::Map<uint16_t> const x{data.x.data(), p.n, p.d, p.d, S::X_PART}, y{data.y.data(), p.m, p.d, p.d, S::Y_PART};
+  if (!host::launch_narrow<S>(x, y, params, blocks * parts) || !products.whole() || !sums.whole()) return INFINITY;
+  double worst = 0;
+  for (int i = 0; i < high; ++i) {
+    std::vector<double> want(d + 1), size(d + 1, 1e-18), got(d + 1);
+    for (int j = 0; j < wide; ++j) {
+      double const s = data.scores[int64_t(i) * wide + j];
+      double const of_row = s > -INFINITY ? a[i] * std::exp(s - r[i]) : 0, of_column = s > -INFINITY ? b[j] * std::exp(s - c[j]) : 0;
+      double const rounding = (std::fabs(of_row) + std::fabs(of_column)) * (1 + 1e-4 * data.sizes[int64_t(i) * wide + j]);
+      for (int k = 0; k <= d; ++k) {
+        double const factor = k == d ? 1 : host::float_of(data.y[j * p.d + k]);
+        want[k] += (of_row + of_column) * factor;
+        size[k] += rounding * std::fabs(factor);
+      }
+    }
+    for (int part = 0; part < parts; ++part) {
+      for (int k = 0; k < d; ++k) got[k] += products[(int64_t(part) * high + i) * d + k];
+      got[d] += sums[int64_t(part) * high + i];
+    }
+    got[0] += i == 0 ? p.wrong * size[0] : 0;
+    for (int k = 0; k <= d; ++k) {
+      double const error = std::fabs(got[k] - want[k]) / size[k];
+      worst = std::isfinite(error) ? std::max(worst, error) : INFINITY;
+    }
+  }
+  return worst;
+}
+
 // The largest error of softplus's sums and of its weights, and of the values that come along with these, relative to the
 // sizes of the terms.
 template <class S>
@@ -273,6 +316,16 @@ void check_weights(Case const& p, char const* name = "", bool by_row = true, boo
 }
 
 template <class S>
+void check_narrow(Case const& p, int tiles_of_part, char const* name = "") {
+  char what[160];
+  snprintf(what, sizeof what, "narrow %d, %d groups: n %ld m %ld d %ld, %d tiles a part; %s", S::WIDTH, S::GROUPS, long(p.n), long(p.m), long(p.d),
+           tiles_of_part, name);
+  if (!runs(what)) return;
+  double const error = error_of_narrow<S>(p, tiles_of_part);
+  expect(error < WEIGHT_TOLERANCE, what, error);
+}
+
+template <class S>
 void check_softplus(Case const& p) {
   std::string const what = "softplus " + named<S>(p, "options");
   if (!runs(what)) return;
@@ -330,6 +383,22 @@ int main(int count, char** arguments) {
   check_weights<Alone>({1, 9, 8, 1, 0.2f, -1, 0, 0, 1, DIAGONAL}, "an empty column");
   planted = error_of_weights<Alone, Scores>({130, 300, 72, 1, 0.2f, -1, 0, 0, 1, COUNTED, 1e-2f}, true, true);
   expect(planted > WEIGHT_TOLERANCE, "a planted error is seen in weights", planted);
+
+  using Narrow = simmim::NarrowShape<64, 3, 2>;
+  check_narrow<Narrow>({1, 1, 8, 1}, 1);
+  check_narrow<Narrow>({128, 128, 64, 1}, 1);
+  check_narrow<Narrow>({300, 700, 40, 1}, 6, "a ring gone round");
+  check_narrow<Narrow>({130, 900, 64, 1}, 3, "parts");
+  check_narrow<simmim::NarrowShape<64, 2, 3>>({300, 400, 64, 1}, 4);
+  check_narrow<simmim::NarrowShape<128, 2, 2>>({127, 520, 72, 1}, 5);
+  check_narrow<simmim::NarrowShape<128, 3, 2>>({129, 300, 128, 1, -0.2f, 1}, 2, "biases");
+  check_narrow<Narrow>({256, 256, 64, 1, 30.f}, 2, "very unequal");
+  check_narrow<Narrow>({300, 300, 64, 1, -0.2f, 200}, 3, "very unequal biases");
+  check_narrow<Narrow>({300, 300, 64, 1, 0.2f, -1, 0, 0, 1, DIAGONAL}, 3, "diagonal left out");
+  check_narrow<Narrow>({300, 300, 64, 1, 0.2f, -1, 0, 0, 1, POSITIVES}, 3, "positives left out");
+  check_narrow<Narrow>({1, 1, 8, 1, 0.2f, -1, 0, 0, 1, DIAGONAL}, 1, "nothing left");
+  planted = error_of_narrow<Narrow>({130, 300, 64, 1, 0.2f, -1, 0, 0, 1, COUNTED, 1e-2f}, 3);
+  expect(planted > WEIGHT_TOLERANCE, "a planted error is seen in narrow products", planted);
 
   using Mixed = simmim::Shape<128, 4, 1, 2>;
   Case options{300, 300, 72, 1, 0.2f, 1, 0, 0, 1, COUNTED, 0, 1, false, -1, 1};

@@ -82,6 +82,17 @@ class Launcher<MmaShape<OPERAND>, Epilogue> {
   simmim_cuda_problem problem_;
 };
 
+template <class S>
+class NarrowLauncher {
+ public:
+  Status launch(simmim_cuda_problem const& p, NarrowParams const& params, int blocks) const {
+    using Element = typename S::Element;
+    host::Map<Element> const x{static_cast<Element const*>(p.x), p.n, p.d, p.x_row, S::X_PART};
+    host::Map<Element> const y{static_cast<Element const*>(p.y), p.m, p.d, p.y_row, S::Y_PART};
+    return host::launch_narrow<S>(x, y, params, blocks) ? Status{} : refuse("a deadlock");
+  }
+};
+
 }  // namespace
 }  // namespace simmim
 

@@ -17,7 +17,7 @@
 #include <memory>
 #include <vector>
 
-#include "../body.hpp"
+#include "../narrow.hpp"
 
 namespace simmim::host {
 
@@ -280,13 +280,15 @@ struct Map {  // what a CUtensorMap describes
   int box;
 };
 
-template <class S, class Epilogue>
+template <class S, class Shared, int THREADS = simmim::THREADS>
 class Machine : public Warpgroup {
  public:
+  static constexpr bool TWO_WAYS = true;
   struct Block {
-    Storage<S, Epilogue, Barrier> shared;
-    Meeting warps[THREADS / WARP], groups[1 + CONSUMERS], turns[CONSUMERS];
+    Shared shared;
+    Meeting warps[THREADS / WARP], groups[THREADS / WARPGROUP], turns[CONSUMERS];
     Slots slots[THREADS / WARP];
+    uint32_t weights[THREADS][S::COLUMNS / QUAD];  // of products by columns
   };
   using Element = typename S::Element;
   using Blocks = std::vector<std::unique_ptr<Block>>;
@@ -356,6 +358,28 @@ class Machine : public Warpgroup {
         }
     });
   }
+  // Registers are read as late as shared memory is. Those of a quad make its rows together.
+  template <class Total, int COUNT>
+  void multiply_by_columns(Total& total, uint32_t (&weights)[COUNT], Element const* y, bool add) {
+    static_assert(COUNT == S::COLUMNS / QUAD && Total::R == 2);
+    sync_warp();  // all have awaited the last ones
+    memcpy(block().weights[index_], weights, sizeof weights);
+    sync_warp();
+    products_.push_back([=, this, &total] {
+      for (int r = 0; r < Total::R; ++r)
+        for (int c = 0; c < Total::C; ++c) {
+          float sum = add ? total.at(r, c) : 0.f;
+          int const n = Total::column(thread(), c);
+          for (int k = 0; k < S::COLUMNS; ++k) {
+            // Column k of every 16 is the quad's thread k % 8 / 2's.
+            uint32_t const two = block().weights[index_ / QUAD * QUAD + k % 8 / 2][k / 16 * 4 + k % 16 / 8 * 2 + r];
+            float const w = value_of<S::OPERAND>(Element(two >> k % 2 * 16));
+            sum += w * value_of<S::OPERAND>(y[n / S::DEPTH * S::COLUMNS * S::DEPTH + swizzled(k, n % S::DEPTH)]);
+          }
+          total.at(r, c) = sum;
+        }
+    });
+  }
   template <int UNDER_WAY, class Acc>
   void await_products(Acc&) {
     Fibers::yield();
@@ -385,9 +409,8 @@ class Machine : public Warpgroup {
 };
 
 // All of one launch's clusters, one after the other: they share nothing but the outputs. False for a deadlock.
-template <class S, class Epilogue>
-bool launch(Map<typename S::Element> const& x, Map<typename S::Element> const& y, Grid const& grid, typename Epilogue::Params const& params, int clusters) {
-  using M = Machine<S, Epilogue>;
+template <class M, class S, int THREADS, class Body>
+bool launch_bodies(int clusters, Body const& body) {
   Fibers fibers(THREADS * S::BLOCKS);
   for (int c = 0; c < clusters; ++c) {
     typename M::Blocks blocks;
@@ -399,11 +422,24 @@ bool launch(Map<typename S::Element> const& x, Map<typename S::Element> const& y
     Meeting everyone;
     bool const ended = fibers.run([&](int t) {
       M machine(blocks, everyone, t / THREADS, t % THREADS, c, clusters);
-      products<S, Epilogue>(machine, machine.block().shared, x, y, int((x.d + S::DEPTH - 1) / S::DEPTH), grid, params);
+      body(machine);
     });
     if (!ended) return false;
   }
   return true;
+}
+
+template <class S, class Epilogue>
+bool launch(Map<typename S::Element> const& x, Map<typename S::Element> const& y, Grid const& grid, typename Epilogue::Params const& params, int clusters) {
+  using M = Machine<S, Storage<S, Epilogue, Barrier>>;
+  return launch_bodies<M, S, THREADS>(clusters, [&](M& machine) {
+    products<S, Epilogue>(machine, machine.block().shared, x, y, int((x.d + S::DEPTH - 1) / S::DEPTH), grid, params);
+  });
+}
+template <class S>
+bool launch_narrow(Map<typename S::Element> const& x, Map<typename S::Element> const& y, NarrowParams const& params, int blocks) {
+  using M = Machine<S, NarrowStorage<S, Barrier>, S::THREADS>;
+  return launch_bodies<M, S, S::THREADS>(blocks, [&](M& machine) { narrow_products<S>(machine, machine.block().shared, x, y, params); });
 }
 
 }  // namespace simmim::host

@@ -15,6 +15,7 @@ namespace simmim::host {
 template <class S, class Epilogue>
 class MmaMachine : public Warpgroup {
  public:
+  static constexpr bool TWO_WAYS = false;
   using Element = typename S::Element;
   using Storage = MmaStorage<S, Epilogue>;
   using Stage = typename Storage::Stage;

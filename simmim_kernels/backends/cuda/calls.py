@@ -34,6 +34,11 @@ class Call:
         self._positives = None if problem.joint == "counted" else _dense(problem.positives, torch.int64)
         self._ids = [_dense(ids, torch.int64) for ids in (problem.row_ids, problem.col_ids)]
 
+    @property
+    def has_hoppers_kernels(self) -> bool:
+        """Whether the library takes those, and not those for all GPUs."""
+        return VARIANT < 0 and bool(_library().simmim_cuda_hopper(self.device.index or 0))
+
     def _struct(self, rows: slice, columns: slice) -> ProblemStruct:
         p, x, y = self.problem, self.x[rows], self.y[columns]
         row_bias, col_bias = (_part(bias, at) for bias, at in zip(self._biases, (rows, columns), strict=True))
@@ -87,6 +92,33 @@ class Call:
             *(None if workspace is None else workspace.data_ptr(), columns.start > 0),
         )
         _check(_library().simmim_cuda_weights(ctypes.byref(self._struct(rows, columns)), ctypes.byref(gradient)))
+
+    def products(
+        self, of_rows: Side | None, of_columns: Side | None, by_column: bool, sums: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """G Y (N, d), or G^T X (M, d), float32, of weights G that are not kept.
+
+        And, if asked for, their sums, (N,) or (M,).
+        """
+        (n, m), d = self.problem.shape, self.x.shape[1]
+        own, other = (m, n) if by_column else (n, m)
+        parts = _library().simmim_cuda_parts(own, other, d)
+        products = torch.empty((parts, own, d), device=self.device)
+        of_weights = torch.empty((parts, own), device=self.device) if sums else None
+        vectors = [
+            _address(vector) if vector is not None else None
+            for side in (of_rows, of_columns)
+            for vector in side or (None, None)
+        ]
+        gradient = GradientStruct(*vectors, None, 0, None, None, False)
+        outputs = (int(by_column), products.data_ptr(), None if of_weights is None else of_weights.data_ptr())
+        struct = self._struct(slice(0, n), slice(0, m))
+        _check(_library().simmim_cuda_products(ctypes.byref(struct), ctypes.byref(gradient), *outputs))
+        return _added(products), None if of_weights is None else _added(of_weights)
+
+
+def _added(parts: Tensor) -> Tensor:
+    return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
 def aligned(operand: Tensor) -> Tensor:

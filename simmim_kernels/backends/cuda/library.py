@@ -12,7 +12,7 @@ from pathlib import Path
 from ..shared_library import Files, Unusable, open_library
 
 # SIMMIM_CUDA_INTERFACE of csrc/cuda/simmim_cuda.h, which this file follows.
-_INTERFACE = 2
+_INTERFACE = 3
 _LIBRARY = Path(__file__).with_name("_cuda.so")
 # What the build leaves beside it, or in its place.
 _DIGEST = Path(__file__).with_name("_cuda_digest.txt")
@@ -120,7 +120,13 @@ def declare(library: ctypes.CDLL) -> None:
         names.argtypes, names.restype = (), c_char_p
     for versions in (library.simmim_cuda_runtime, library.simmim_cuda_driver):
         versions.argtypes, versions.restype = (), c_int
+    library.simmim_cuda_hopper.argtypes, library.simmim_cuda_hopper.restype = (c_int,), c_int
     library.simmim_cuda_statistics.argtypes = (POINTER(ProblemStruct), c_void_p, c_void_p, c_void_p)
     library.simmim_cuda_weights.argtypes = (POINTER(ProblemStruct), POINTER(GradientStruct))
-    for calls in (library.simmim_cuda_statistics, library.simmim_cuda_weights):
+    library.simmim_cuda_parts.argtypes, library.simmim_cuda_parts.restype = (c_int64, c_int64, c_int64), c_int64
+    library.simmim_cuda_products.argtypes = (
+        *(POINTER(ProblemStruct), POINTER(GradientStruct)),
+        *(c_int32, c_void_p, c_void_p),
+    )
+    for calls in (library.simmim_cuda_statistics, library.simmim_cuda_weights, library.simmim_cuda_products):
         calls.restype = c_int
