@@ -118,8 +118,9 @@ class Library(NamedTuple):
 NATIVE = Library("native", "SIMMIM_KERNELS_NATIVE", wish="")
 CUDA = Library("cuda", "SIMMIM_KERNELS_CUDA", wish="0")
 CUDA_SOURCES = Path("csrc/cuda")
-# What there are kernels for, as TORCH_CUDA_ARCH_LIST names it.
-CUDA_ARCHITECTURES = ("9.0", "9.0a", "Hopper")
+# Where TORCH_CUDA_ARCH_LIST says nothing: code for Ampere and Ada, and for Hopper, and PTX for what comes after.
+CUDA_ARCHITECTURES = "8.0+PTX;9.0a"
+NAMED_ARCHITECTURES = {"Ampere": "8.0 8.6+PTX", "Ada": "8.9+PTX", "Hopper": "9.0+PTX"}
 
 
 class Unavailable(Exception):
@@ -171,19 +172,35 @@ def build_library(library: Path, objects: Path) -> None:
 
 
 def build_cuda_library(library: Path) -> None:
-    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
-    plain = [each.removesuffix("+PTX") for each in wanted]
-    if wanted and not set(plain) & set(CUDA_ARCHITECTURES):
-        named = " ".join(wanted)
-        raise Unavailable(f"TORCH_CUDA_ARCH_LIST must name 9.0a, which the kernels are for, got {named!r}")
-    for each in plain:
-        if each not in CUDA_ARCHITECTURES:
-            print(f"there are no CUDA kernels for {each}: the library is for 9.0a alone", flush=True)
+    architectures = cuda_architectures(os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
     packages = without_nvcc()
     if packages:
+        if "sm_90a" not in architectures:
+            raise Unavailable("NVRTC compiles for 9.0a alone, which TORCH_CUDA_ARCH_LIST does not name")
+        if len(architectures) > 1:
+            print("NVRTC compiles for 9.0a alone: other architectures are left out", flush=True)
         run([sys.executable, str(CUDA_SOURCES / "build_nvrtc.py"), str(packages), str(library)])
-    else:  # of build.sh, which reads it
-        run(["env", f"NVCC={nvcc()}", "bash", str(CUDA_SOURCES / "build.sh"), str(library)])
+    else:  # of build.sh, which reads them
+        variables = [f"NVCC={nvcc()}", f"ARCHITECTURES={' '.join(architectures)}"]
+        run(["env", *variables, "bash", str(CUDA_SOURCES / "build.sh"), str(library)])
+
+
+def cuda_architectures(wanted: str) -> list[str]:
+    """A TORCH_CUDA_ARCH_LIST in nvcc's words: code for each, and then PTX."""
+    code, ptx = [], []
+    for listed in (wanted or CUDA_ARCHITECTURES).replace(";", " ").split():
+        for each in NAMED_ARCHITECTURES.get(listed, listed).split():
+            version = re.fullmatch(r"(\d+)\.(\d)[af]?(\+PTX)?", each)
+            if not version or int(version[1]) < 8:
+                print(f"there are no CUDA kernels for {each}", flush=True)
+                continue
+            number = version[1] + version[2]
+            code.append(f"sm_{number}" if number != "90" else "sm_90a")
+            if version[3]:
+                ptx.append(f"compute_{number}")
+    if not code:
+        raise Unavailable(f"TORCH_CUDA_ARCH_LIST must name one from 8.0 on, got {wanted!r}")
+    return list(dict.fromkeys([*code, *ptx]))
 
 
 def without_nvcc() -> Path | None:

@@ -1,6 +1,6 @@
 """The backend `cuda` on a GPU: values and gradients against float64, and the times of whole losses.
 
-    python benchmarks/cuda_backend.py RESULTS.json [--seconds 65]
+    python benchmarks/cuda_backend.py RESULTS.json [--seconds 90]
 
 Needs the package importable, with its library built. Steps are watched as those of cuda_kernels.py are.
 """
@@ -9,12 +9,15 @@ import argparse
 import json
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cuda_kernels import TIMED, TIMED_DEPTHS, Events, Worker, serve
 
+OTHERS = ("check_mma", "check_mma_options", "time_mma")
+STEPS = ("machine", "check", "check_options", *OTHERS, "check_large", "time", "small")
 SMALL = ((256, 64), (256, 512), (1024, 512), (4096, 512))
 
 
@@ -69,8 +72,54 @@ class Work(Events):
                     check_statistic(self.sk, case, fn, dim, "cuda")
                 except AssertionError as error:
                     found[f"{dtype} {options} {fn} {dim}"] = str(error)
+        of_tf32 = ("logsumexp", "identity", "softplus", "square")
+        for fn in of_tf32:
+            case = Case(337, 453, 300, torch.float32, device="cuda", biases=True)
+            for name in "xy":  # exact in TF32
+                case.tensors[name] = case.tensors[name].detach().bfloat16().float().requires_grad_()
+            scores = case.scores(self.sk)
+            got = scores.logsumexp(1, backend="cuda") if fn == "logsumexp" else scores.sum(1, fn, backend="cuda")
+            error = _error(got.detach().cpu(), case.statistic(case.upcast(), fn, 1).detach())
+            if not error <= 1e-5:
+                found[f"tf32 {fn}"] = error
         torch.set_float32_matmul_precision("highest")
-        return {"cases": 3 * len(cases), "wrong": found}
+        return {"cases": 3 * len(cases) + len(of_tf32), "wrong": found}
+
+    def check_mma(self, _):
+        """By the kernels for GPUs other than Hopper."""
+        with self._by("mma"):
+            return self.check(None)
+
+    def check_mma_options(self, _):
+        with self._by("mma"):
+            return self.check_options(None)
+
+    def time_mma(self, _):
+        """CLIP's loss forward, N = 16384, d = 512, in milliseconds: by them, and by those that are chosen."""
+        torch, found = self.torch, {}
+        x, y = (torch.nn.functional.normalize(torch.randn(16384, 512, device="cuda")).bfloat16() for _ in range(2))
+        scale = torch.tensor(14.3, device="cuda")
+
+        def forward():
+            with torch.no_grad(), self.sk.use_backend("cuda"):
+                self.sk.clip_loss(x, y, scale)
+
+        for name in ("chosen", "mma", "chosen again"):
+            with self._by(name):
+                found[name] = self._milliseconds(forward, 10)
+        return found
+
+    @contextmanager
+    def _by(self, variant):
+        """Runs kernels of this name alone; of another name, those that the library chooses."""
+        from simmim_kernels.backends.cuda import calls, library
+
+        names = library.variants()
+        calls.VARIANT = names.index(variant) if variant in names else -1
+        try:
+            yield
+        finally:
+            calls.VARIANT = -1
 
     def check_large(self, _):
         """Several blocks of the forward and of the backward."""
@@ -240,14 +289,14 @@ def _error(got, want):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("results")
-    parser.add_argument("--seconds", type=float, default=65)
+    parser.add_argument("--seconds", type=float, default=90)
     parser.add_argument("--serve", action="store_true")
     arguments = parser.parse_args()
     if arguments.serve:
         return serve(Work(None))
     deadline = time.monotonic() + arguments.seconds
     results, worker = [], None
-    for step in ("machine", "check", "check_options", "check_large", "time", "small"):
+    for step in STEPS:
         left = deadline - time.monotonic()
         if left < 2:
             break

@@ -43,8 +43,9 @@ SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 C_BLOCK, BLOCK = 512, 256
 # Of lines, for every type of operands, and what adds up.
 LINES = 7
-# Of bfloat16 operands, those of which alone are compiled here, with their matrix instruction.
+# Of bfloat16 operands, those of which alone are compiled here, with their matrix instruction: Hopper's, and others'.
 KERNELS, NARROW, PRODUCT = 19, 2, "HGMMA.64x128x16.F32.BF16"
+MMA_KERNELS, MMA_PRODUCT = 10, "HMMA.16816.F32.BF16"
 NVCC = os.environ.get("NVCC") or shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 # csrc/cuda/tests/planted_errors.py, whose program has every error behind a number.
 PLANTED = runpy.run_path(str(SOURCES / "tests" / "planted_errors.py"))
@@ -110,7 +111,9 @@ def test_the_body_of_the_kernels(program):
 
 
 # Those that are seen in a second. The script goes through all.
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 7, 8, 10, 14, 15, 16, 19, 20, 22, 23, 24, 28, *range(29, 46)])
+@pytest.mark.parametrize(
+    "number", [*range(1, 9), 10, 14, 15, 16, 19, 20, 22, 23, 24, *range(28, 47), 48, 49, 51, 55, 57, 58, 60]
+)
 def test_a_planted_error_of_the_body_is_seen(program, number):
     assert PLANTED["failure"](program, number) is not None
 
@@ -407,15 +410,93 @@ def test_a_planted_error_is_seen(on_host, monkeypatch):
         check_statistic(sk, Case(20, 30, 8, torch.bfloat16), "logsumexp", 1, "cuda")
 
 
+@pytest.fixture
+def by_mma(on_host, host_library, monkeypatch):
+    """The kernels for GPUs other than Hopper."""
+    monkeypatch.setattr(calls, "VARIANT", host_library.simmim_cuda_variants().split(b";").index(b"mma"))
+    before = host_library.simmim_host_mma_launches()
+    yield
+    assert host_library.simmim_host_mma_launches() > before
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_log_sum_exps_by_mma(by_mma, options, dtype):
+    check_statistic(sk, Case(141, 150, 40, dtype, **OPTIONS[options]), "logsumexp", (0, 1), "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("fn", POINTWISE)
+def test_sums_by_mma(tf32, by_mma, fn, dtype):
+    case = _below_zero(_exact_in_tf32(141, 150, 20, biases=True, scale=0.1))
+    case = case if dtype == torch.float32 else _below_zero(Case(141, 150, 20, dtype, biases=True, scale=0.1))
+    check_statistic(sk, case, fn, (0, 1), "cuda")
+
+
+@pytest.mark.parametrize("options", NEGATED)
+def test_options_of_sums_by_mma(by_mma, options):
+    check_statistic(sk, Case(141, 150, 20, torch.float16, **NEGATED[options]), "softplus", 1, "cuda")
+
+
+def test_float32_by_mma_as_tf32(tf32, by_mma):
+    case = _exact_in_tf32(300, 290, 21, **OPTIONS["groups, ids, biases and clamp"])
+    check_statistic(sk, case, "logsumexp", (0, 1), "cuda")
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (1, 300, 8), (127, 129, 100), (128, 520, 330), (520, 270, 9)])
+def test_odd_sizes_and_several_blocks_by_mma(by_mma, n, m, d):
+    check_statistic(sk, Case(n, m, d, torch.bfloat16, biases=True), "logsumexp", (0, 1), "cuda")
+
+
+def test_a_device_that_is_not_hopper(host_library):
+    x, y, scale = torch.randn(140, 8).bfloat16(), torch.randn(150, 8).bfloat16(), torch.ones(())
+    rows, workspace = torch.empty(140), torch.empty(host_library.simmim_cuda_workspace(140, 150) // 4)
+    struct = library.ProblemStruct(
+        *(140, 150, 8, x.data_ptr(), y.data_ptr(), 8, 8, scale.data_ptr()), lo=-torch.inf, hi=torch.inf, device=1
+    )
+
+    def call(variant):
+        struct.variant = variant
+        outputs = (rows.data_ptr(), None, workspace.data_ptr())
+        return host_library.simmim_cuda_statistics(ctypes.byref(struct), *outputs)
+
+    before = host_library.simmim_host_mma_launches()
+    assert call(-1) == 0
+    assert host_library.simmim_host_mma_launches() == before + 1
+    assert_close(rows, (x.double() @ y.double().T).logsumexp(1))
+    assert call(0) == -1
+    assert b"compute capability 9.0" in host_library.simmim_cuda_message()
+
+
+@pytest.mark.parametrize(
+    ("architectures", "runs_on"),
+    [
+        ("sm_80 sm_90a compute_80", {(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)}),
+        ("sm_90a", {(9, 0)}),
+        ("sm_86 compute_100", {(8, 6), (8, 9), (10, 0), (12, 0)}),
+    ],
+)
+def test_what_code_there_is_for_a_device(monkeypatch, architectures, runs_on):
+    found = SimpleNamespace(simmim_cuda_architectures=architectures.encode)
+    monkeypatch.setattr(library, "loaded", lambda: found)
+    every = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
+    assert {each for each in every if library.has_code_for(each)} == runs_on
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    reason = cuda._cannot_run_on(torch.device("cuda", 0))
+    assert reason == f"the library has code for {architectures.replace(' ', ', ')}; cuda:0 has compute capability 7.5"
+
+
+def test_which_gpus_are_labelled(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert "not verified on hardware" in cuda.not_by_default(torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert "plain log-sum-exps of bfloat16" in cuda.not_by_default(torch.device("cuda", 0))
+
+
 @pytest.mark.parametrize("variant", range(3))
 def test_every_variant(on_host, host_library, monkeypatch, variant):
-    assert len(host_library.simmim_cuda_variants().split(b";")) == 3
-
-    class Chosen(library.ProblemStruct):
-        def __init__(self, *fields):
-            super().__init__(*fields[:-1], variant)
-
-    monkeypatch.setattr(calls, "ProblemStruct", Chosen)
+    assert len(host_library.simmim_cuda_variants().split(b";")) == 4
+    monkeypatch.setattr(calls, "VARIANT", variant)
     check_statistic(sk, Case(300, 290, 72, torch.bfloat16), "logsumexp", (0, 1), "cuda")
 
 
@@ -538,22 +619,32 @@ def test_the_library_compiles_without_spills(tmp_path):
     output = tmp_path / "_cuda.so"
     result = subprocess.run(
         ["bash", str(SOURCES / "build.sh"), str(output), "-Xptxas", "-v", "-DSIMMIM_CUDA_BFLOAT16_ALONE"],
-        env={**os.environ, "NVCC": NVCC},
+        env={**os.environ, "NVCC": NVCC, "ARCHITECTURES": "sm_80 sm_90a compute_80"},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr
     found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", result.stderr)
-    assert len(found) == KERNELS + NARROW + 2 + LINES  # and what merges
+    # And what merges; for sm_80 Hopper's are empty.
+    assert len(found) == 2 * (KERNELS + NARROW + MMA_KERNELS + 2 + LINES)
     assert set(itertools.chain(*found)) == {"0"}, result.stderr
     built = ctypes.CDLL(str(output))
     assert built.simmim_cuda_interface() == library._INTERFACE
     library.declare(built)
-    assert built.simmim_cuda_architectures() == b"sm_90a"
-    # Each kernel has the matrix instructions that were meant, 2 x 64 rows in 4 steps, and the copy engine's loads.
+    assert built.simmim_cuda_architectures() == b"sm_80 sm_90a compute_80"
+    # Each kernel has the matrix instructions that were meant, 2 x 64 rows in 4 steps, and the copy engine's loads; or
+    # those of a warp, 2 x 16 blocks in 2 steps, and asynchronous copies.
     disassembler = Path(pytest.importorskip("triton").__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    listing = subprocess.run([str(disassembler), "-sass", str(output)], capture_output=True, text=True, check=True)
+
+    def code_for(architecture):
+        command = [str(disassembler), "-arch", architecture, "-sass", str(output)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    of_hopper, of_ampere = map(code_for, ("sm_90a", "sm_80"))
     # Narrow ones have 64 rows, and of 64 and 128 columns 4 and 8 steps; and 8 for their products of weights.
-    assert listing.stdout.count(PRODUCT) == 8 * KERNELS + 4 + (8 + 8)
-    assert listing.stdout.count("HGMMA.64x64x16.F32.BF16") == 8
-    assert listing.stdout.count("UTMALDG.2D") >= 2 * KERNELS
+    assert of_hopper.count(PRODUCT) == 8 * KERNELS + 4 + (8 + 8)
+    assert of_hopper.count("HGMMA.64x64x16.F32.BF16") == 8
+    assert of_hopper.count("UTMALDG.2D") >= 2 * KERNELS
+    for code in (of_hopper, of_ampere):
+        assert code.count(MMA_PRODUCT) == 64 * MMA_KERNELS
+        assert code.count("LDGSTS.E.BYPASS.128") >= 8 * MMA_KERNELS

@@ -13,7 +13,7 @@ def fake_nvcc(home: Path) -> Path:
     program.parent.mkdir(parents=True)
     program.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && echo "Cuda compilation tools, release 12.9, V12.9.86" && exit\n'
-        'while [ "$1" != -o ]; do shift; done\necho "$0" > "$2"\n'
+        'given="$*"\nwhile [ "$1" != -o ]; do shift; done\necho "$0 $given" > "$2"\n'
     )
     program.chmod(0o755)
     return program
@@ -50,13 +50,29 @@ def test_it_builds_for_what_there_are_kernels_for(setup_py, monkeypatch, tmp_pat
     monkeypatch.chdir(Path(setup_py.__file__).parent)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
     assert setup_py.cuda_version() == "129"
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0+PTX")
     setup_py.build_cuda_library(tmp_path / "made.so")
-    assert (tmp_path / "made.so").read_text().strip() == str(compiler)
-    assert "no CUDA kernels for 8.0" in capsys.readouterr().out
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 8.6")
-    with pytest.raises(setup_py.Unavailable, match=r"must name 9\.0a.* got '8\.0 8\.6'"):
+    made = (tmp_path / "made.so").read_text()
+    assert made.startswith(f"{compiler} ")
+    assert "arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=comp" in made
+    assert '-DSIMMIM_CUDA_ARCHITECTURES="sm_80 sm_90a compute_90"' in made
+    assert "no CUDA kernels for 7.5" in capsys.readouterr().out
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.0 Turing")
+    with pytest.raises(setup_py.Unavailable, match=r"must name one from 8\.0 on, got '7\.0 Turing'"):
         setup_py.build_cuda_library(tmp_path / "made.so")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("", ["sm_80", "sm_90a", "compute_80"]),
+        ("8.6 9.0a;9.0", ["sm_86", "sm_90a"]),
+        ("Hopper", ["sm_90a", "compute_90"]),
+        ("12.0a+PTX", ["sm_120", "compute_120"]),
+    ],
+)
+def test_the_architectures_are_named_as_for_pytorch(setup_py, wanted, found):
+    assert setup_py.cuda_architectures(wanted) == found
 
 
 def test_cuda_12_is_known_by_its_packages(setup_py, monkeypatch, tmp_path):
@@ -67,6 +83,9 @@ def test_cuda_12_is_known_by_its_packages(setup_py, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     assert setup_py.without_nvcc() == tmp_path
     assert setup_py.cuda_version() == "129"
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
+    with pytest.raises(setup_py.Unavailable, match=r"NVRTC compiles for 9\.0a alone"):
+        setup_py.build_cuda_library(tmp_path / "made.so")
 
 
 def test_nothing_is_compiled_unless_asked_for(setup_py, monkeypatch):

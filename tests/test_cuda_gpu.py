@@ -1,4 +1,7 @@
-"""CUDA C++ on a Hopper GPU, against dense float64 on the CPU. What runs without one is in test_cuda.py."""
+"""CUDA C++ on a GPU, against dense float64 on the CPU. What runs without one is in test_cuda.py.
+
+Everything runs by the kernels that the library chooses and by those for GPUs other than Hopper, which any has.
+"""
 
 import pytest
 import torch
@@ -6,7 +9,7 @@ from truth import ENTROPIES, NEGATED, OPTIONS, Case, check_cross_entropies, chec
 
 import simmim_kernels as sk
 from simmim_kernels.backends import cuda
-from simmim_kernels.backends.cuda import strips
+from simmim_kernels.backends.cuda import calls, library, strips
 
 pytestmark = [
     pytest.mark.gpu,
@@ -15,11 +18,13 @@ pytestmark = [
 HALF = (torch.bfloat16, torch.float16)
 
 
-@pytest.fixture(autouse=True)
-def _on_hopper():
+@pytest.fixture(autouse=True, params=["chosen", "mma"])
+def _kernels(request, monkeypatch):
     reason = cuda.supports(Case(4, 4, 8, torch.bfloat16, device="cuda").scores(sk)._problem)
     if reason is not None:
         pytest.skip(reason)
+    if request.param == "mma":
+        monkeypatch.setattr(calls, "VARIANT", library.variants().index("mma"))
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 For CUDA 12, of which the package index has no nvcc. HOME is a folder `nvidia` with what the packages
 nvidia-cuda-nvrtc-cu12, nvidia-cuda-runtime-cu12 and nvidia-cuda-nvcc-cu12 put there, of the last of which headers alone
 are used. The host's compiler makes the library's own part, with references to the kernels that it launches; NVRTC makes
-those, and the library gets them whole, with a table of their names.
+those, and the library gets them whole, with a table of their names. It is for Hopper alone.
 """
 
 import ctypes
@@ -30,6 +30,7 @@ def build(home: Path, output: Path) -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         compiler = [*shlex.split(os.environ.get("CXX", "c++")), "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden"]
+        compiler.append(f'-DSIMMIM_CUDA_ARCHITECTURES="{ARCHITECTURE}"')
         run(*compiler, *includes, "-x", "c++", "-c", HERE / "simmim_cuda.cu", "-o", folder / "host.o")
         wanted = kernels_of(folder / "host.o")
         image, names = compiled(home, list(wanted.values()))
@@ -49,7 +50,7 @@ def kernels_of(host: Path) -> dict[str, str]:
     found = {}
     for symbol, name in zip(symbols, readable, strict=True):
         is_kernel = re.fullmatch(
-            r"(?:void )?(simmim::(?:kernel|narrow|merge|joint_pairs|finish|total)<.*>)\(.*\)", name
+            r"(?:void )?(simmim::(?:kernel|mma_kernel|narrow|merge|joint_pairs|finish|total)<.*>)\(.*\)", name
         )
         if is_kernel:
             found[symbol] = is_kernel[1]

@@ -11,10 +11,9 @@ using CUtensorMap = CUtensorMap_st;
 #endif
 
 #include "narrow.hpp"
+#include "warpgroup.cuh"
 
 namespace simmim {
-
-SIMMIM_DEVICE uint32_t shared_address(void const* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
 struct HopperBarrier {
   uint64_t state;
@@ -129,15 +128,14 @@ SIMMIM_DEVICE void wgmma_by_columns(float (&d)[32], uint32_t const* g, uint64_t 
 }
 
 template <class S>
-struct Hopper {
+struct Hopper : Warpgroup {
+  static constexpr bool TWO_WAYS = true;  // through an epilogue: there are registers for them
   static constexpr int BLOCKS = S::BLOCKS;
   using Barrier = HopperBarrier;
   // Named barriers; 0 is __syncthreads'.
   static constexpr int OWN = 1, TURNS = OWN + CONSUMERS;
 
   SIMMIM_DEVICE int group() const { return __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0); }
-  SIMMIM_DEVICE int thread() const { return threadIdx.x % WARPGROUP; }
-  SIMMIM_DEVICE int lane() const { return threadIdx.x % WARP; }
   SIMMIM_DEVICE int rank() const {
     if constexpr (BLOCKS == 1) return 0;
     uint32_t r;
@@ -181,24 +179,6 @@ struct Hopper {
   SIMMIM_DEVICE void await_turn(int whose) { asm volatile("bar.sync %0, %1;" ::"r"(TURNS + whose), "n"(WARPGROUP * CONSUMERS) : "memory"); }
   SIMMIM_DEVICE void give_turn(int to) { asm volatile("bar.arrive %0, %1;" ::"r"(TURNS + to), "n"(WARPGROUP * CONSUMERS) : "memory"); }
   SIMMIM_DEVICE void sync() { asm volatile("bar.sync %0, %1;" ::"r"(int(threadIdx.x) / WARPGROUP - 1 + OWN), "n"(WARPGROUP) : "memory"); }
-  SIMMIM_DEVICE void sync_warp() { __syncwarp(); }
-  template <class T>
-  SIMMIM_DEVICE T shuffle_xor(T v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
-  // Of a warp, NaN before all else. By integers, which are in the order of the floats that they are made from.
-  SIMMIM_DEVICE float largest(float v) {
-    auto const ordered = [](int bits) { return bits ^ (bits >> 31 & 0x7fffffff); };
-    return __int_as_float(ordered(__reduce_max_sync(~0u, ordered(__float_as_int(v)))));
-  }
-  template <Operand OPERAND>
-  SIMMIM_DEVICE uint32_t pair(float low, float high) {
-    uint32_t pair;
-    if constexpr (OPERAND == Operand::BFLOAT16)
-      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    else
-      asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-  }
-  SIMMIM_DEVICE bool all(bool v) { return __all_sync(~0u, v); }
 
   // Every warp says by itself that it has read a stage, to all blocks that write to it.
   SIMMIM_DEVICE void release(Barrier& empty) {

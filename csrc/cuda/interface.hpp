@@ -3,7 +3,7 @@
 //
 //     template <class S, class Epilogue> class Launcher;   prepare(problem), launch(row, column, params), merge(...)
 //     template <class S> class NarrowLauncher;             launch(problem, params, blocks)
-//     class OnDevice;                                      enter(ordinal)
+//     class OnDevice;                                      enter(ordinal), is_hopper(ordinal)
 //     struct Versions;                                     runtime(), driver(), ARCHITECTURES
 //
 // in namespace simmim::{anonymous}.
@@ -16,6 +16,7 @@
 
 #include "log_sum_exps.hpp"
 #include "merge.hpp"
+#include "mma_body.hpp"
 #include "narrow.hpp"
 #include "sums.hpp"
 #include "weights.hpp"
@@ -173,6 +174,9 @@ constexpr Variant VARIANTS[] = {
     variant<5, 1, 1, 8>("1x1, X stays"),
 };
 constexpr int VARIANT_COUNT = sizeof VARIANTS / sizeof *VARIANTS;
+// After them: the kernels for devices other than Hopper, of whatever problem, which Hopper runs too.
+constexpr int MMA = VARIANT_COUNT;
+bool by_mma(simmim_cuda_problem const& p) { return p.variant == MMA || !OnDevice::is_hopper(p.device); }
 
 // The fastest of those on an H100, up to here and beyond.
 constexpr int64_t NARROW = 256;
@@ -180,39 +184,50 @@ Variant const& for_log_sum_exps(simmim_cuda_problem const& p) { return VARIANTS[
 Variant const& for_weights(simmim_cuda_problem const& p) { return VARIANTS[p.variant >= 0 ? p.variant : p.d <= NARROW ? 2 : 0]; }
 // Whether there are variants, and not only the kernel for any d.
 bool has_variants(simmim_cuda_problem const& p) {
-  return p.operand == SIMMIM_CUDA_BFLOAT16 && p.function == SIMMIM_CUDA_LOGSUMEXP && is_plain(p);
+  return p.operand == SIMMIM_CUDA_BFLOAT16 && p.function == SIMMIM_CUDA_LOGSUMEXP && is_plain(p) && !by_mma(p);
 }
 
-// The kernels for any d, of operands of a type.
-template <Operand OPERAND>
+// The kernels for any d, of operands of a type. Those by mma are few: all with options.
+template <class S>
 struct General {
-  using S = Shape<128, 6, 1, 2, 0, OPERAND>;
+  static constexpr Operand OPERAND = S::OPERAND;
+  static constexpr bool HAS_PLAIN = !std::is_same_v<S, MmaShape<OPERAND>>;
 
   static Status statistics(simmim_cuda_problem const& p, float* rows, float* columns, void* workspace) {
-    if (p.function == SIMMIM_CUDA_LOGSUMEXP)
-      return is_plain(p) ? log_sum_exps<S>(p, rows, columns, workspace) : log_passes<S, ScoresWithOptions, true>(p, rows, columns, workspace);
+    if constexpr (HAS_PLAIN) {
+      if (p.function == SIMMIM_CUDA_LOGSUMEXP && is_plain(p)) return log_sum_exps<S>(p, rows, columns, workspace);
+    }
+    if (p.function == SIMMIM_CUDA_LOGSUMEXP) return log_passes<S, ScoresWithOptions, true>(p, rows, columns, workspace);
     return with_function<OPERAND>(p, [&](auto function) {
       return passes<S, Sums<decltype(function), S::COLUMNS>, ScoresWithOptions, false, true>(p, rows, columns, workspace);
     });
   }
   static Status weights(simmim_cuda_problem const& p, simmim_cuda_gradient const& g) {
-    if (p.function == SIMMIM_CUDA_LOGSUMEXP) return is_plain(p) ? log_weights<S, Scores>(p, g) : log_weights<S, ScoresWithOptions>(p, g);
+    if constexpr (HAS_PLAIN) {
+      if (p.function == SIMMIM_CUDA_LOGSUMEXP && is_plain(p)) return log_weights<S, Scores>(p, g);
+    }
+    if (p.function == SIMMIM_CUDA_LOGSUMEXP) return log_weights<S, ScoresWithOptions>(p, g);
     return with_function<OPERAND>(p, [&](auto function) { return function_weights<S, decltype(function)>(p, g); });
   }
   static Status products(simmim_cuda_problem const& p, Sides const& sides, float* products, float* sums) {
-    if constexpr (OPERAND != Operand::FLOAT32) return narrow_products_of<OPERAND>(p, sides, products, sums);
-    return refuse("products are of half precision");
+    if constexpr (OPERAND != Operand::FLOAT32 && HAS_PLAIN) return narrow_products_of<OPERAND>(p, sides, products, sums);
+    return refuse("products are of half precision, on compute capability 9.0");
   }
 };
 
+template <Operand OPERAND, class Then>
+Status with_shape(simmim_cuda_problem const& p, Then const& then) {
+  return by_mma(p) ? then(General<MmaShape<OPERAND>>{}) : then(General<Shape<128, 6, 1, 2, 0, OPERAND>>{});
+}
+
 template <class Then>
 Status with_operand(simmim_cuda_problem const& p, Then const& then) {
-  if (p.operand == SIMMIM_CUDA_BFLOAT16) return then(General<Operand::BFLOAT16>{});
+  if (p.operand == SIMMIM_CUDA_BFLOAT16) return with_shape<Operand::BFLOAT16>(p, then);
 #ifdef SIMMIM_CUDA_BFLOAT16_ALONE  // for tests, in half the time
   return refuse("bfloat16 operands alone");
 #else
-  if (p.operand == SIMMIM_CUDA_FLOAT16) return then(General<Operand::FLOAT16>{});
-  return then(General<Operand::FLOAT32>{});
+  if (p.operand == SIMMIM_CUDA_FLOAT16) return with_shape<Operand::FLOAT16>(p, then);
+  return with_shape<Operand::FLOAT32>(p, then);
 #endif
 }
 
@@ -230,8 +245,10 @@ Status validate(simmim_cuda_problem const& p) {
   if (p.joint < SIMMIM_CUDA_COUNTED || p.joint > (p.function == SIMMIM_CUDA_LOGSUMEXP ? SIMMIM_CUDA_KEPT : SIMMIM_CUDA_NEGATED))
     return refuse("joint pairs cannot be taken so");
   if (p.ids < 0 || (p.ids > 0 && !(p.row_ids && p.col_ids))) return refuse("ids must be given for rows and columns");
-  if (p.variant < -1 || p.variant >= VARIANT_COUNT) return refuse("there is no such variant");
-  if (p.variant >= 0 && VARIANTS[p.variant].most > 0 && p.d > VARIANTS[p.variant].most) return refuse("d is too large for this variant");
+  if (p.variant < -1 || p.variant > MMA) return refuse("there is no such variant");
+  if (p.variant < 0 || p.variant == MMA) return {};
+  if (by_mma(p)) return refuse("this variant is for compute capability 9.0, and a library with code for sm_90a");
+  if (VARIANTS[p.variant].most > 0 && p.d > VARIANTS[p.variant].most) return refuse("d is too large for this variant");
   if (p.variant > 0 && !has_variants(p)) return refuse("only log-sum-exps of bfloat16 without clamp and ids have variants");
   return {};
 }
@@ -253,12 +270,15 @@ SIMMIM_API int simmim_cuda_runtime(void) { return simmim::Versions::runtime(); }
 SIMMIM_API int simmim_cuda_driver(void) { return simmim::Versions::driver(); }
 SIMMIM_API const char* simmim_cuda_architectures(void) { return simmim::Versions::ARCHITECTURES; }
 
+SIMMIM_API int simmim_cuda_hopper(int device) { return simmim::OnDevice::is_hopper(device); }
+
 SIMMIM_API const char* simmim_cuda_variants(void) {
   struct Names {
     char text[256] = "";
     Names() {
       size_t at = 0;
-      for (auto const& each : simmim::VARIANTS) at += snprintf(text + at, sizeof text - at, "%s%s", at ? ";" : "", each.name);
+      for (auto const& each : simmim::VARIANTS) at += snprintf(text + at, sizeof text - at, "%s;", each.name);
+      snprintf(text + at, sizeof text - at, "mma");
     }
   };
   static Names const names;

@@ -1,5 +1,6 @@
 // The kernels themselves: for nvcc, which compiles the host's part along with them, and for NVRTC, which knows no host.
 #pragma once
+#include "ampere.cuh"
 #include "hopper.cuh"
 #include "lines.cuh"
 #include "log_sum_exps.hpp"
@@ -27,6 +28,14 @@ __global__ void __launch_bounds__(S::THREADS, 1)
   Hopper<S> machine;
   narrow_products<S>(machine, *reinterpret_cast<NarrowStorage<S, HopperBarrier>*>(memory), x, y, params);
 #endif
+}
+
+template <class S, class Epilogue>
+__global__ void __launch_bounds__(WARPGROUP, 2)
+    mma_kernel(Matrix<typename S::Element> x, Matrix<typename S::Element> y, int steps, Grid grid, __grid_constant__ typename Epilogue::Params const params) {
+  extern __shared__ __align__(1024) char memory[];
+  Ampere machine;
+  mma_products<S, Epilogue>(machine, *reinterpret_cast<MmaStorage<S, Epilogue>*>(memory), x, y, steps, grid, params);
 }
 
 // A block of threads has WARP sums; each of its warps takes a slice of their parts.

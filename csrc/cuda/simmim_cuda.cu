@@ -5,12 +5,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <string_view>
 
 #ifdef __CUDACC__
 #include "kernels.cuh"
 #else
 #include "lines.hpp"
 #include "merge.hpp"
+#include "mma_body.hpp"
 #include "narrow.hpp"
 
 // By the names that a host's compiler gives them: each is but an address, by which `find` knows it.
@@ -19,6 +21,8 @@ template <class S, class Epilogue>
 void kernel(CUtensorMap, CUtensorMap, int, Grid, typename Epilogue::Params);
 template <class S>
 void narrow(CUtensorMap, CUtensorMap, NarrowParams);
+template <class S, class Epilogue>
+void mma_kernel(Matrix<typename S::Element>, Matrix<typename S::Element>, int, Grid, typename Epilogue::Params);
 template <bool LOG>
 void merge(Merge, Merge, int);
 template <Operand OPERAND>
@@ -81,9 +85,10 @@ Status find(void const** found, Kernel* kernel) {
 }
 #endif
 
-// The kernels' instructions are of this architecture alone.
+// SIMMIM_CUDA_ARCHITECTURES comes from the build.
 struct Versions {
-  static constexpr char const* ARCHITECTURES = "sm_90a";
+  static constexpr char const* ARCHITECTURES = SIMMIM_CUDA_ARCHITECTURES;
+  static constexpr bool HOPPER = std::string_view(ARCHITECTURES).find("sm_90a") != std::string_view::npos;
   static int runtime() { return CUDART_VERSION; }
   static int driver() {
     int version = 0;
@@ -102,6 +107,13 @@ class OnDevice {
   }
   ~OnDevice() {
     if (entered_) cudaSetDevice(before_);
+  }
+
+  // Whether it has Hopper's instructions, and the library kernels of them.
+  static bool is_hopper(int device) {
+    int major = 0, minor = 0;
+    return Versions::HOPPER && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess && major == 9 && minor == 0;
   }
 
  private:
@@ -132,6 +144,18 @@ Status describe(CUtensorMap* map, void const* base, int64_t rows, int64_t d, int
       map, MAP_TYPE<S::OPERAND>, 2, const_cast<void*>(base), sizes, strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
       CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return check(result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue, "cuTensorMapEncodeTiled");
+}
+
+template <bool LOG>
+Status launch_merge(cudaStream_t stream, Merge const& by_row, Merge const& by_column) {
+  auto const blocks = [](Merge const& m) { return m.total ? (m.extent + WARP - 1) / WARP : 0; };
+  int const of_rows = blocks(by_row), count = of_rows + blocks(by_column);
+  if (count == 0) return {};
+  void const* kernel;
+  if (Status status = find(&kernel, simmim::merge<LOG>)) return status;
+  void const* arguments[] = {&by_row, &by_column, &of_rows};
+  SIMMIM_TRY(cudaLaunchKernel(kernel, dim3(count), dim3(WARP * SLICES), const_cast<void**>(arguments), 0, stream));
+  return {};
 }
 
 // A kernel, ready to be launched on the current device.
@@ -168,16 +192,7 @@ class Launcher {
   }
 
   template <bool LOG>
-  Status merge(Merge const& by_row, Merge const& by_column) const {
-    auto const blocks = [](Merge const& m) { return m.total ? (m.extent + WARP - 1) / WARP : 0; };
-    int const of_rows = blocks(by_row), count = of_rows + blocks(by_column);
-    if (count == 0) return {};
-    void const* kernel;
-    if (Status status = find(&kernel, simmim::merge<LOG>)) return status;
-    void const* arguments[] = {&by_row, &by_column, &of_rows};
-    SIMMIM_TRY(cudaLaunchKernel(kernel, dim3(count), dim3(WARP * SLICES), const_cast<void**>(arguments), 0, stream_));
-    return {};
-  }
+  Status merge(Merge const& by_row, Merge const& by_column) const { return launch_merge<LOG>(stream_, by_row, by_column); }
 
  private:
   static constexpr int DEVICES = 64, MEMORY = sizeof(Storage<S, Epilogue, uint64_t>);
@@ -251,6 +266,40 @@ class LineLauncher {
   }
 
   cudaStream_t stream_;
+};
+
+template <Operand OPERAND, class Epilogue>
+class Launcher<MmaShape<OPERAND>, Epilogue> {
+ public:
+  Status prepare(simmim_cuda_problem const& p) {
+    stream_ = static_cast<cudaStream_t>(p.stream);
+    steps_ = int((p.d + S::DEPTH - 1) / S::DEPTH);
+    x_ = {static_cast<Element const*>(p.x), p.x_row, int(p.n), int(p.d)};
+    y_ = {static_cast<Element const*>(p.y), p.y_row, int(p.m), int(p.d)};
+    return find(&kernel_, mma_kernel<S, Epilogue>);
+  }
+
+  Status launch(int64_t row, int64_t column, typename Epilogue::Params const& params) const {
+    Grid const grid = grid_of<S>(params.scores, row, column, 1);
+    void const* arguments[] = {&x_, &y_, &steps_, &grid, &params};
+    SIMMIM_TRY(cudaLaunchKernel(kernel_, dim3(grid.template units<S>()), dim3(WARPGROUP), const_cast<void**>(arguments), MEMORY, stream_));
+    return {};
+  }
+
+  template <bool LOG>
+  Status merge(Merge const& by_row, Merge const& by_column) const { return launch_merge<LOG>(stream_, by_row, by_column); }
+
+ private:
+  using S = MmaShape<OPERAND>;
+  using Element = typename S::Element;
+  // What a kernel may have without being asked to. Two blocks and what the system takes of each are less than any has.
+  static constexpr int MEMORY = sizeof(MmaStorage<S, Epilogue>);
+  static_assert(MEMORY <= 48 * 1024);
+
+  Matrix<Element> x_, y_;
+  void const* kernel_ = nullptr;
+  int steps_ = 0;
+  cudaStream_t stream_ = nullptr;
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
-/* Statistics of pairwise scores on Hopper GPUs (compute capability 9.0), and the weights of their gradients: a plain C
- * interface, without PyTorch.
+/* Statistics of pairwise scores on NVIDIA GPUs, and the weights of their gradients: a plain C interface, without PyTorch.
+ * Hopper (compute capability 9.0) has kernels of its own; those for the others, from 8.0 on, have not been verified on
+ * hardware.
  *
  *     s_ij = clamp(scale <x_i, y_j> + row_bias_i + col_bias_j, lo, hi)
  *
@@ -22,7 +23,9 @@ int simmim_cuda_interface(void);
 #define SIMMIM_CUDA_INVALID (-1)
 
 /* The CUDA version that the library was built with, and that which the driver is for, 0 where there is none, both as
- * 1000 major + 10 minor; the architectures that there is code for, as in "sm_90a". Nothing of them starts CUDA. */
+ * 1000 major + 10 minor; the architectures that there is code for, separated by spaces: sm_90a for Hopper alone, sm_80 for
+ * 8.0 and what follows up to 9.0, compute_80 as PTX, of which the driver makes code for whatever follows. Nothing of them
+ * starts CUDA. */
 int simmim_cuda_runtime(void);
 int simmim_cuda_driver(void);
 const char *simmim_cuda_architectures(void);
@@ -52,9 +55,13 @@ typedef struct {
   int32_t operand, function, joint, ids, grouped;
   int32_t device;  /* the ordinal of the device that the pointers belong to */
   void *stream;    /* a cudaStream_t of it */
-  int32_t variant; /* of the kernel, an index of simmim_cuda_variants, or -1 for the one to take. There is a choice for
-                    * log-sum-exps of bfloat16 operands without clamp and ids */
+  int32_t variant; /* of the kernel, an index of simmim_cuda_variants, or -1 for the one to take. Those of Hopper are for
+                    * log-sum-exps of bfloat16 operands without clamp and ids; the last, which the other devices have
+                    * alone, is for all */
 } simmim_cuda_problem;
+
+/* Whether kernels of Hopper's run on a device, by its ordinal, and are taken there; simmim_cuda_products needs them. */
+int simmim_cuda_hopper(int device);
 
 /* The variants' names, separated by semicolons, in their own order. */
 const char *simmim_cuda_variants(void);

@@ -166,8 +166,8 @@ struct PointwiseWeights {
       group_.sync();  // all are done with the last tile's
       shared_.row[t] = p_.row_upstream && i0 + t < p_.scores.rows ? p_.row_upstream[i0 + t] : 0.f;
       if (t < COLUMNS) shared_.column[t] = p_.col_upstream && j0 + t < p_.scores.columns ? p_.col_upstream[j0 + t] : 0.f;
-      // For both ways float32 weights have no registers.
-      if (OPERAND != Operand::FLOAT32 && is_untouched<COLUMNS>(p_.scores, i0, j0))
+      // For both ways float32 weights have no registers, nor have weights beside mma.sync.
+      if (OPERAND != Operand::FLOAT32 && Group::TWO_WAYS && is_untouched<COLUMNS>(p_.scores, i0, j0))
         weigh(UntouchedTile<COLUMNS>(group_, p_.scores, acc, i0, j0), acc, i0, j0, tj);
       else
         weigh(PointwiseTile<COLUMNS>(group_, p_.scores, acc, i0, j0), acc, i0, j0, tj);

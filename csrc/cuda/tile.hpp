@@ -18,10 +18,12 @@ using uint64_t = unsigned long;
 #define SIMMIM_DEVICE __device__ __forceinline__
 #define SIMMIM_EVERYWHERE __host__ __device__ __forceinline__
 #define SIMMIM_UNROLL _Pragma("unroll")
+#define SIMMIM_NO_UNROLL _Pragma("unroll 1")
 #else
 #define SIMMIM_DEVICE inline
 #define SIMMIM_EVERYWHERE inline
 #define SIMMIM_UNROLL
+#define SIMMIM_NO_UNROLL
 #endif
 
 namespace simmim {

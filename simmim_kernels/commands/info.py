@@ -19,6 +19,7 @@ from ..version import __version__
 
 # By the kind of device. It is what calls take by themselves where it can run and has been verified.
 _FASTEST = {"cpu": "native", "cuda": "triton"}
+_ON_GPUS = ("cuda", "triton")
 # In the order in which PyTorch heeds them.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # The files that Linux has mapped into this process, and GNU's, LLVM's and Intel's OpenMP among them.
@@ -125,7 +126,7 @@ def _backends() -> dict[str, str]:
     found = backends()
     for name, state in found.items():
         if state == "available":
-            device = torch.device("cuda", 0) if name == _FASTEST["cuda"] else torch.device("cpu")
+            device = torch.device("cuda", 0) if name in _ON_GPUS else torch.device("cpu")
             reason = BACKENDS[name].not_by_default(device)
             if reason is not None:
                 found[name] = f"available where asked for by name: {reason}"

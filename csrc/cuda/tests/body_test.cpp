@@ -8,6 +8,7 @@
 #include "../weights.hpp"
 #include "host_machine.hpp"
 #include "lines_checks.hpp"
+#include "mma_machine.hpp"
 
 using namespace simmim;
 
@@ -118,11 +119,18 @@ class Output {
   T unwritten_;
 };
 
+using Mma = MmaShape<Operand::BFLOAT16>;
+
 template <class S, class Epilogue>
 bool launch(Case const& p, Data const& data, typename Epilogue::Params const& params) {
-  host::Map<uint16_t> const x{data.x.data(), p.n, p.d, p.d, S::X_PART}, y{data.y.data(), p.m, p.d, p.d, S::Y_PART};
   Grid const grid{tiles(data.high, TILE_ROWS * S::ABOVE), tiles(data.wide, S::COLUMNS * S::BESIDE), p.row, p.column, p.run};
-  return host::launch<S, Epilogue>(x, y, grid, params, p.clusters);
+  if constexpr (std::is_same_v<S, Mma>) {
+    Matrix<uint16_t> const x{data.x.data(), p.d, int(p.n), int(p.d)}, y{data.y.data(), p.d, int(p.m), int(p.d)};
+    return host::launch<S, Epilogue>(x, y, grid, params);
+  } else {
+    host::Map<uint16_t> const x{data.x.data(), p.n, p.d, p.d, S::X_PART}, y{data.y.data(), p.m, p.d, p.d, S::Y_PART};
+    return host::launch<S, Epilogue>(x, y, grid, params, p.clusters);
+  }
 }
 
 static constexpr double TOLERANCE = 2e-7, WEIGHT_TOLERANCE = 1. / 256;
@@ -287,9 +295,10 @@ static void expect(bool right, std::string const& what, double error) {
 static bool runs(std::string const& what) { return what.find(wanted) != std::string::npos; }
 template <class S>
 std::string named(Case const& p, char const* name) {
-  char what[160];
-  snprintf(what, sizeof what, "%dx%d in %dx%d, %d stay: n %ld m %ld d %ld, %d clusters; %s", TILE_ROWS, S::COLUMNS, S::ABOVE, S::BESIDE, S::RESIDENT, long(p.n),
-           long(p.m), long(p.d), p.clusters, name);
+  char shape[80] = "by mma", what[160];
+  if constexpr (!std::is_same_v<S, Mma>)
+    snprintf(shape, sizeof shape, "%dx%d in %dx%d, %d stay, %d clusters", TILE_ROWS, S::COLUMNS, S::ABOVE, S::BESIDE, S::RESIDENT, p.clusters);
+  snprintf(what, sizeof what, "%s: n %ld m %ld d %ld; %s", shape, long(p.n), long(p.m), long(p.d), name);
   return what;
 }
 template <class S, bool BY_COLUMN = true, class SCORES = Scores>
@@ -315,6 +324,14 @@ void check_narrow(Case const& p, int tiles_of_part, char const* name = "") {
   if (!runs(what)) return;
   double const error = error_of_narrow<S>(p, tiles_of_part);
   expect(error < WEIGHT_TOLERANCE, what, error);
+}
+
+template <class S>
+void check_softplus(Case const& p) {
+  std::string const what = "softplus " + named<S>(p, "options");
+  if (!runs(what)) return;
+  double const error = error_of_softplus<S>(p);
+  expect(error < TOLERANCE, what, error);
 }
 
 int main(int count, char** arguments) {
@@ -391,12 +408,7 @@ int main(int count, char** arguments) {
   check<Mixed, true, ScoresWithOptions>(options, "ids and a clamp");
   check<Mixed, true, ScoresWithOptions>(groups, "a group, ids, a clamp and positives kept, of a later block");
   check_weights<Mixed, ScoresWithOptions>(groups, "a group, ids, a clamp and positives kept, of a later block");
-  for (Case const& p : {negated, options, groups}) {
-    std::string const what = "softplus " + named<Mixed>(p, "options");
-    if (!runs(what)) continue;
-    double const error = error_of_softplus<Mixed>(p);
-    expect(error < TOLERANCE, what, error);
-  }
+  for (Case const& p : {negated, options, groups}) check_softplus<Mixed>(p);
   for (int options = 0; options < 8; ++options) {
     bool const positives = options & 1, clamps = options & 2, known = options & 4;
     std::string const what = std::string("lines") + (positives ? ", positives" : "") + (clamps ? ", clamped" : "") + (known ? ", known" : "");
@@ -404,6 +416,15 @@ int main(int count, char** arguments) {
     double const error = host::error_of_lines(positives, clamps, known);
     expect(error < 1e-6, what, error);
   }
+
+  for (Case const& p : {Case{1, 1, 8, 1}, {1, 520, 64, 1}, {520, 1, 72, 1}, {127, 129, 328, 1}, {128, 128, 32, 1}, {129, 300, 104, 1}, {300, 520, 16, 1}})
+    check<Mma, true, ScoresWithOptions>(p);
+  check<Mma, true, ScoresWithOptions>({256, 256, 72, 1, -30.f}, "very unequal, negative scale");
+  check<Mma, true, ScoresWithOptions>(groups, "a group, ids, a clamp and positives kept, of a later block");
+  check<Mma, true, ScoresWithOptions>({600, 700, 72, 1, 0.2f, 1, 256, 128, 1, DIAGONAL}, "diagonal of a later block");
+  check_weights<Mma, ScoresWithOptions>({129, 127, 200, 1});
+  check_weights<Mma, ScoresWithOptions>(groups, "a group, ids, a clamp and positives kept, of a later block");
+  check_softplus<Mma>(negated);
   printf("%d failures, at most %ld steps a launch\n", failures, host::Fibers::longest());
   return failures != 0;
 }

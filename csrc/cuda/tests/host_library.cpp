@@ -1,8 +1,9 @@
 // The library's C interface on memory of the CPU, by fibers, for tests of what is around the kernels: the host's side of
-// them, and the Python that calls it. Slow. "Device" and stream are left alone.
+// them, and the Python that calls it. Slow. Device 0 is Hopper, others are not; the stream is left alone.
 #include "../status.hpp"
 #include "host_lines.hpp"
 #include "host_machine.hpp"
+#include "mma_machine.hpp"
 
 #include "../merge.hpp"
 
@@ -11,6 +12,7 @@ namespace {
 
 struct OnDevice {
   Status enter(int) { return {}; }
+  static bool is_hopper(int ordinal) { return ordinal == 0; }
 };
 
 struct Versions {
@@ -18,6 +20,16 @@ struct Versions {
   static int runtime() { return 0; }
   static int driver() { return 0; }
 };
+
+template <bool LOG>
+void merge_on_host(Merge const& by_row, Merge const& by_column) {
+  for (Merge const& m : {by_row, by_column})
+    for (int at = 0; m.total && at < m.extent; ++at) {
+      float slices[SLICES];
+      for (int s = 0; s < SLICES; ++s) slices[s] = merged_slice<LOG>(m, at, s);
+      merge_slices<LOG>(m, at, slices, 1);
+    }
+}
 
 template <class S, class Epilogue>
 class Launcher {
@@ -36,12 +48,34 @@ class Launcher {
   }
   template <bool LOG>
   Status merge(Merge const& by_row, Merge const& by_column) const {
-    for (Merge const& m : {by_row, by_column})
-      for (int at = 0; m.total && at < m.extent; ++at) {
-        float slices[SLICES];
-        for (int s = 0; s < SLICES; ++s) slices[s] = merged_slice<LOG>(m, at, s);
-        merge_slices<LOG>(m, at, slices, 1);
-      }
+    merge_on_host<LOG>(by_row, by_column);
+    return {};
+  }
+
+ private:
+  simmim_cuda_problem problem_;
+};
+
+int mma_launches = 0;
+
+template <Operand OPERAND, class Epilogue>
+class Launcher<MmaShape<OPERAND>, Epilogue> {
+ public:
+  Status prepare(simmim_cuda_problem const& p) {
+    problem_ = p;
+    return {};
+  }
+  Status launch(int64_t row, int64_t column, typename Epilogue::Params const& params) const {
+    using S = MmaShape<OPERAND>;
+    using Element = typename S::Element;
+    ++mma_launches;
+    Matrix<Element> const x{static_cast<Element const*>(problem_.x), problem_.x_row, int(problem_.n), int(problem_.d)};
+    Matrix<Element> const y{static_cast<Element const*>(problem_.y), problem_.y_row, int(problem_.m), int(problem_.d)};
+    return host::launch<S, Epilogue>(x, y, grid_of<S>(params.scores, row, column, 1), params) ? Status{} : refuse("not as it should be");
+  }
+  template <bool LOG>
+  Status merge(Merge const& by_row, Merge const& by_column) const {
+    merge_on_host<LOG>(by_row, by_column);
     return {};
   }
 
@@ -85,3 +119,5 @@ class LineLauncher {
 
 #include "../interface.hpp"
 #include "../lines_interface.hpp"
+
+SIMMIM_API int simmim_host_mma_launches() { return simmim::mma_launches; }

@@ -231,6 +231,48 @@ struct Barrier {  // an mbarrier
   }
 };
 
+// What the threads of a warpgroup do together.
+class Warpgroup {
+ public:
+  struct Slots {
+    uint32_t of[WARP];
+  };
+  Warpgroup(int index, Meeting& warp, Slots& slots) : index_(index), warp_(warp), slots_(slots) {}
+
+  int thread() const { return index_ % WARPGROUP; }
+  int lane() const { return index_ % WARP; }
+  void sync_warp() { warp_.meet(WARP); }
+  template <class T>
+  T shuffle_xor(T v, int mask) {
+    memcpy(&slots_.of[lane()], &v, 4);
+    sync_warp();
+    T got;
+    memcpy(&got, &slots_.of[lane() ^ mask], 4);
+    sync_warp();
+    return got;
+  }
+  bool all(bool v) {
+    int count = v;
+    for (int stride = WARP / 2; stride; stride /= 2) count += shuffle_xor(count, stride);
+    return count == WARP;
+  }
+  float largest(float v) {
+    for (int stride = WARP / 2; stride > 0; stride /= 2) v = fmaxf(v, shuffle_xor(v, stride));
+    return v;
+  }
+  template <Operand OPERAND>
+  uint32_t pair(float low, float high) {
+    return element_of<OPERAND>(low) | uint32_t(element_of<OPERAND>(high)) << 16;
+  }
+
+ protected:
+  int index_;  // of the thread in its block
+
+ private:
+  Meeting& warp_;
+  Slots& slots_;
+};
+
 template <class Element>
 struct Map {  // what a CUtensorMap describes
   Element const* data;
@@ -239,24 +281,24 @@ struct Map {  // what a CUtensorMap describes
 };
 
 template <class S, class Shared, int THREADS = simmim::THREADS>
-class Machine {
+class Machine : public Warpgroup {
  public:
+  static constexpr bool TWO_WAYS = true;
   struct Block {
     Shared shared;
     Meeting warps[THREADS / WARP], groups[THREADS / WARPGROUP], turns[CONSUMERS];
-    uint32_t slots[THREADS];
+    Slots slots[THREADS / WARP];
     uint32_t weights[THREADS][S::COLUMNS / QUAD];  // of products by columns
   };
   using Element = typename S::Element;
   using Blocks = std::vector<std::unique_ptr<Block>>;
 
   Machine(Blocks& blocks, Meeting& everyone, int rank, int index, int cluster, int clusters)
-      : blocks_(blocks), everyone_(everyone), rank_(rank), index_(index), cluster_(cluster), clusters_(clusters) {}
+      : Warpgroup(index, blocks[rank]->warps[index / WARP], blocks[rank]->slots[index / WARP]),
+        blocks_(blocks), everyone_(everyone), rank_(rank), cluster_(cluster), clusters_(clusters) {}
 
   Block& block() { return *blocks_[rank_]; }
-  int thread() const { return index_ % WARPGROUP; }
   int group() const { return index_ / WARPGROUP; }
-  int lane() const { return index_ % WARP; }
   int rank() const { return rank_; }
   int cluster() const { return cluster_; }
   int clusters() const { return clusters_; }
@@ -290,32 +332,6 @@ class Machine {
   void await_turn(int whose) { block().turns[whose].meet(WARPGROUP * CONSUMERS); }
   void give_turn(int to) { block().turns[to].arrive(WARPGROUP * CONSUMERS); }
   void sync() { block().groups[group()].meet(WARPGROUP); }
-  void sync_warp() { block().warps[index_ / WARP].meet(WARP); }
-  template <class T>
-  T shuffle_xor(T v, int mask) {
-    Block& b = block();
-    memcpy(&b.slots[index_], &v, 4);
-    sync_warp();
-    T got;
-    memcpy(&got, &b.slots[index_ ^ mask], 4);
-    sync_warp();
-    return got;
-  }
-  bool all(bool v) {
-    int count = v;
-    for (int stride = WARP / 2; stride; stride /= 2) count += shuffle_xor(count, stride);
-    return count == WARP;
-  }
-
-  float largest(float v) {
-    for (int stride = WARP / 2; stride > 0; stride /= 2) v = fmaxf(v, shuffle_xor(v, stride));
-    return v;
-  }
-  template <Operand OPERAND>
-  uint32_t pair(float low, float high) {
-    return element_of<OPERAND>(low) | uint32_t(element_of<OPERAND>(high)) << 16;
-  }
-
   void release(Barrier& empty) {
     sync_warp();
     size_t const stage = &empty - block().shared.empty;
@@ -388,7 +404,7 @@ class Machine {
 
   Blocks& blocks_;
   Meeting& everyone_;
-  int rank_, index_, cluster_, clusters_;
+  int rank_, cluster_, clusters_;
   std::vector<std::function<void()>> products_;  // issued, not yet awaited
 };
 

@@ -36,6 +36,11 @@ def dropped(what: str, file: str, statement: str, cases: str = "") -> Error:
     return Error(what, file, statement, f"if (!planted) {statement}", cases)
 
 
+def of_mma(what: str, right: str, wrong: str = "") -> Error:
+    """Of the second body; a statement is dropped where no other stands in its place."""
+    return Error(what, "mma_body.hpp", right, wrong or f"if (!planted) {right}", "by mma")
+
+
 ERRORS = (
     dropped("the producer does not wait for an empty stage", "body.hpp", "shared.empty[at.stage].wait(at.phase);"),
     Error("the ring begins full", "body.hpp", "at.phase = 1;", "at.phase = planted ? 0 : 1;"),
@@ -226,6 +231,28 @@ ERRORS = (
     Error(
         "a total without some terms", "lines.hpp", "k += TOTAL_THREADS", "k += TOTAL_THREADS + int(planted)", "lines"
     ),
+    of_mma("copies are not awaited", "machine.template await_copies<AHEAD - 1>();"),
+    of_mma(
+        "copies are awaited a step late",
+        "machine.template await_copies<AHEAD - 1>();  // this",
+        "planted ? machine.template await_copies<AHEAD>() : machine.template await_copies<AHEAD - 1>();  // this",
+    ),
+    of_mma("threads do not meet before they read", "machine.sync();  // and so"),
+    of_mma("the epilogue begins before all have read", "machine.sync();  // all have"),
+    of_mma("columns are settled before all have written", "machine.sync();\n  epilogue.settle();"),
+    of_mma("rows are not swizzled", "(piece ^ row / 2 % PIECES)", "(planted ? piece : piece ^ row / 2 % PIECES)"),
+    of_mma("the swizzle goes past its row", "row / 2 % PIECES)", "row / 2 % (planted ? 8 : PIECES))"),
+    of_mma("the wrong piece is read", "piece + lane / 16)", "piece + (planted ? 0 : lane / 16))"),
+    of_mma("matrices of Y in wrong order", "lane / 16 * 8 + lane % 8", "lane / (planted ? 8 : 16) % 2 * 8 + lane % 8"),
+    of_mma("stages are written one too far on", "writes = AHEAD;", "writes = planted ? 0 : AHEAD;"),
+    of_mma("one stage is read alone", "reads = next(reads);"),
+    of_mma("rows past the last are copied", "k * ROWS_AT_ONCE < rows_ &&", "(planted || k * ROWS_AT_ONCE < rows_) &&"),
+    of_mma("columns past d are copied", "&& depth_ > 0", "&& (planted || depth_ > 0)"),
+    of_mma("d is not counted down", "depth_ -= S::DEPTH;"),
+    of_mma("a strip is copied that no one reads", "if (step < steps) {", "if (planted || step < steps) {"),
+    of_mma("a later block begins at row 0", "x, grid.first_row + i", "x, (planted ? 0 : grid.first_row) + i"),
+    of_mma("sums begin with something", "v = 0.f;", "v = planted ? 1.f : 0.f;"),
+    of_mma("the second columns add to the first", "c / 2 + 4, a", "c / 2 + (planted ? 0 : 4), a"),
 )
 
 

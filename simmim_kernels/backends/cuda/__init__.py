@@ -1,4 +1,6 @@
-"""CUDA C++ kernels for Hopper GPUs (csrc/cuda), called through a plain C interface: tensors go in as addresses.
+"""CUDA C++ kernels for NVIDIA GPUs (csrc/cuda), called through a plain C interface: tensors go in as addresses.
+
+Hopper has kernels of its own. Those for the others, from compute capability 8.0 on, are not verified on hardware.
 
 Statistics of inner products, of half precision and, where PyTorch's setting allows it, of float32 as TF32. calls.py
 hands a problem to the library, strips.py makes the products of the backward, cross_entropy.py those of cross entropies.
@@ -19,7 +21,7 @@ from .cross_entropy import (
     cross_entropy_total,
     cross_entropy_total_gradients,
 )
-from .library import why_not, without_driver
+from .library import architectures, has_code_for, why_not, without_driver
 
 __all__ = [
     "backward",
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 _FORM = "inner_product"
-_CAPABILITY = (9, 0)
+_HOPPER = (9, 0)
 # Coordinates of tiles are 32 bits; see csrc/cuda/interface.hpp.
 _MOST = 2**31 - 2**15
 
@@ -55,6 +57,8 @@ def _no_device() -> str | None:
 
 
 def not_by_default(device: torch.device) -> str | None:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) != _HOPPER:
+        return "not verified on hardware: no run of the kernels for GPUs other than Hopper is recorded"
     return "checked on an H100 (benchmarks/results/cuda_backend.json) for plain log-sum-exps of bfloat16 alone"
 
 
@@ -90,9 +94,10 @@ def _unfit(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"the kernels need an NVIDIA GPU; operands are on {device}"
     capability = torch.cuda.get_device_capability(device)
-    if capability != _CAPABILITY:
-        return "the kernels need compute capability {}.{}; {} has {}.{}".format(*_CAPABILITY, device, *capability)
-    return None
+    if has_code_for(capability):
+        return None
+    major, minor = capability
+    return f"the library has code for {', '.join(architectures())}; {device} has compute capability {major}.{minor}"
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,8 @@ from .library import EndsStruct, EntropiesStruct, GradientsStruct, GradientStruc
 OPERANDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 FUNCTIONS = {"logsumexp": 0, "identity": 1, "softplus": 2, "square": 3, "log1mexp": 4}
 _JOINT = {"counted": 0, "left_out": 1, "kept": 2, "negated": 3}
+# Of simmim_cuda_variants, by its index, for tests and benchmarks; -1 leaves the choice to the library.
+VARIANT = -1
 # The kernels load rows in pieces of so many bytes.
 _PIECE = 16
 # SIMMIM_CUDA_NARROW of csrc/cuda/simmim_cuda.h.
@@ -38,6 +40,11 @@ class Call:
         self.positives = None if problem.joint == "counted" else _dense(problem.positives, torch.int64)
         self._ids = [_dense(ids, torch.int64) for ids in (problem.row_ids, problem.col_ids)]
 
+    @property
+    def has_hoppers_kernels(self) -> bool:
+        """Whether the library takes those, and not those for all GPUs."""
+        return VARIANT < 0 and bool(_library().simmim_cuda_hopper(self.device.index or 0))
+
     def _struct(self, rows: slice, columns: slice) -> ProblemStruct:
         p, x, y = self.problem, self.x, self.y
         (row_bias, col_bias), (row_ids, col_ids) = self._biases, self._ids
@@ -51,7 +58,7 @@ class Call:
             None if col_ids is None else col_ids.data_ptr() + columns.start * col_ids.itemsize,
             *(*p.shape, p.lo, p.hi, OPERANDS[x.dtype], FUNCTIONS[p.fn], _JOINT[p.joint]),
             *(0 if p.row_ids is None else len(p.row_ids), p.grouped),
-            *(self.device.index or 0, stream_of(self.device), -1),
+            *(self.device.index or 0, stream_of(self.device), VARIANT),
         )
 
     def whole(self) -> ProblemStruct:
@@ -127,7 +134,8 @@ class Call:
         p = self.problem
         plain = p.fn == "logsumexp" and not p.clamped and p.row_ids is None
         of_positives = p.joint == "left_out" and p.positives is not None
-        return plain and not of_positives and self.x.dtype != torch.float32 and self.x.shape[1] <= NARROW
+        fits = self.x.dtype != torch.float32 and self.x.shape[1] <= NARROW
+        return plain and not of_positives and fits and self.has_hoppers_kernels
 
     def products(
         self, of_rows: Side | None, of_columns: Side | None, by_column: bool, sums: bool

@@ -106,7 +106,33 @@ def built_for() -> str | None:
     found = loaded()
     if found is None:
         return None
-    return f"CUDA {_version(found.simmim_cuda_runtime())}, {found.simmim_cuda_architectures().decode()}"
+    return f"CUDA {_version(found.simmim_cuda_runtime())}, {' '.join(architectures())}"
+
+
+def architectures() -> tuple[str, ...]:
+    """That the library has code for, as simmim_cuda.h names them; none without a library."""
+    found = loaded()
+    return () if found is None else tuple(found.simmim_cuda_architectures().decode().split())
+
+
+def variants() -> list[str]:
+    """Names of the kernels that a problem may ask for; none without a library."""
+    found = loaded()
+    return [] if found is None else found.simmim_cuda_variants().decode().split(";")
+
+
+def has_code_for(capability: tuple[int, int]) -> bool:
+    """Whether something of the library runs on devices of a compute capability."""
+    return any(_runs_on(name, capability) for name in architectures())
+
+
+def _runs_on(name: str, capability: tuple[int, int]) -> bool:
+    kind, number = name.split("_")
+    if number.endswith("a"):  # that one alone
+        return divmod(int(number[:-1]), 10) == capability
+    made_for = divmod(int(number), 10)
+    # Code runs on later devices of its generation, PTX on all later ones.
+    return made_for <= capability and (kind == "compute" or made_for[0] == capability[0])
 
 
 def without_driver() -> str | None:
@@ -132,6 +158,7 @@ def declare(library: ctypes.CDLL) -> None:
         names.argtypes, names.restype = (), c_char_p
     for versions in (library.simmim_cuda_runtime, library.simmim_cuda_driver):
         versions.argtypes, versions.restype = (), c_int
+    library.simmim_cuda_hopper.argtypes, library.simmim_cuda_hopper.restype = (c_int,), c_int
     library.simmim_cuda_statistics.argtypes = (POINTER(ProblemStruct), c_void_p, c_void_p, c_void_p)
     library.simmim_cuda_weights.argtypes = (POINTER(ProblemStruct), POINTER(GradientStruct))
     library.simmim_cuda_parts.argtypes, library.simmim_cuda_parts.restype = (c_int64, c_int64, c_int64), c_int64
