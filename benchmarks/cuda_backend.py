@@ -209,42 +209,67 @@ class Work(Events):
         return found
 
     def time(self, _):
-        """CLIP's loss, whose two directions come from one pass: N = 65536 forward, forward and backward."""
-        torch, rates = self.torch, {}
-        gemm = [self._gemm()]
+        """CLIP's and SigLIP's loss at N = 65536, each call after a product of two 8192 x 8192 matrices as long.
+
+        The device's clock falls as it warms: a rate beside that of products made at other times would say little.
+        """
+        torch, found = self.torch, {}
         for d in TIMED_DEPTHS:
             x, y = (torch.nn.functional.normalize(torch.randn(TIMED, d, device="cuda")).bfloat16() for _ in range(2))
             x.requires_grad_(), y.requires_grad_()
-            scale = torch.tensor(14.3, device="cuda", requires_grad=True)
+            scale, bias = (torch.tensor(value, device="cuda", requires_grad=True) for value in (14.3, -10.0))
 
-            def loss(x=x, y=y, scale=scale):
-                with self.sk.use_backend("cuda"):
-                    return self.sk.clip_loss(x, y, scale)
+            def clip(x=x, y=y, scale=scale):
+                return self.sk.clip_loss(x, y, scale)
 
-            def step(loss=loss, leaves=(x, y, scale)):
-                torch.autograd.grad(loss(), leaves)
+            def siglip(x=x, y=y, scale=scale, bias=bias):
+                return self.sk.siglip_loss(x, y, scale, bias)
 
-            def forward(loss=loss):
+            def forward(loss=clip):
                 with torch.no_grad():
                     loss()
 
-            step()
-            torch.cuda.synchronize()
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            step()
-            peak = torch.cuda.max_memory_allocated() - before
-            work = 2 * TIMED**2 * d
-            rates[d] = {
-                "forward": self._rate(forward, 5, work),
-                "step": self._rate(step, 5, 4 * work),
-                "peak_mb": peak / 1e6,
+            def gradients(loss, leaves):
+                return lambda: torch.autograd.grad(loss(), leaves)
+
+            leaves, product = (x, y, scale), 2 * TIMED**2 * d
+            ways = {
+                "clip forward": (forward, product),
+                "clip": (gradients(clip, leaves), 4 * product),
+                "siglip": (gradients(siglip, (*leaves, bias)), 3 * product),
             }
-            gemm.append(self._gemm())
-        return {"depths": rates, "gemm": gemm}
+            with self.sk.use_backend("cuda"):
+                found[d] = {name: self._beside_products(*way) for name, way in ways.items()}
+                torch.cuda.synchronize()
+                before = torch.cuda.memory_allocated()
+                torch.cuda.reset_peak_memory_stats()
+                ways["clip"][0]()
+            found[d]["clip"]["peak_mb"] = (torch.cuda.max_memory_allocated() - before) / 1e6
+        return {"depths": found}
+
+    def _beside_products(self, call, operations, rounds=5):
+        """Milliseconds of a call, and its rate as a part of that of the products made in turn with it."""
+        torch = self.torch
+        a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
+        taken = {"call": [], "product": []}
+        call()
+        for _ in range(rounds):
+            # As long, so that the clock is that of either.
+            repeats = max(1, round(taken["call"][-1] / taken["product"][-1])) if taken["product"] else 1
+            for name, function, times in (("product", lambda: a @ b, repeats), ("call", call, 1)):
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
+                for _ in range(times):
+                    function()
+                end.record()
+                torch.cuda.synchronize()
+                taken[name].append(begin.elapsed_time(end) / times)
+        ours, product = (median(times[1:]) for times in (taken["call"], taken["product"]))
+        rate, of_products = operations / ours / 1e9, 2 * 8192**3 / product / 1e9
+        return {"ms": ours, "tflops": rate, "product_tflops": of_products, "share": rate / of_products}
 
     def small(self, _):
-        """CLIP's loss, forward and backward, beside dense PyTorch's and the backend tiled: with the host's time."""
+        """CLIP's loss, forward and backward, beside dense PyTorch's and the backend triton: with the host's time."""
         torch, found = self.torch, {}
         for n, d in SMALL:
             x, y = (torch.nn.functional.normalize(torch.randn(n, d, device="cuda")).bfloat16() for _ in range(2))
@@ -261,7 +286,7 @@ class Work(Events):
                 with self.sk.use_backend(backend):
                     return self.sk.clip_loss(x, y, scale)
 
-            ways = {"dense": by_formula, "cuda": lambda by=by: by("cuda"), "tiled": lambda by=by: by("tiled")}
+            ways = {"dense": by_formula} | {name: lambda name=name, by=by: by(name) for name in ("cuda", "triton")}
             found[f"{n} x {d}"] = {
                 name: self._host_milliseconds(lambda way=way, leaves=(x, y, scale): torch.autograd.grad(way(), leaves))
                 for name, way in ways.items()
@@ -314,12 +339,9 @@ def main():
             worker.end()
             worker = None
         elif step == "time":
-            gemm = median(answer["gemm"])
             for d, at in answer["depths"].items():
-                figures = (
-                    f"{name} {at[name]['ms']:.2f} ms {at[name]['tflops'] / gemm:.0%}" for name in ("forward", "step")
-                )
-                print(f"clip, N {TIMED}, d {d}:", *figures, f"{at['peak_mb']:.0f} MB, gemm {gemm:.0f}", flush=True)
+                figures = (f"{name} {way['ms']:.2f} ms {way['share']:.0%}" for name, way in at.items())
+                print(f"N {TIMED}, d {d}:", *figures, f"{at['clip']['peak_mb']:.0f} MB", flush=True)
         else:
             print(f"{step}: {answer}", flush=True)
     if worker is not None:

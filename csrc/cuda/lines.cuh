@@ -46,8 +46,9 @@ __global__ void __launch_bounds__(WARP* LINES) joint_pairs(__grid_constant__ Joi
   if (lane == 0) joint_pair(p, i, product);
 }
 
+// 4 blocks a multiprocessor: left to itself ptxas saves registers, and spills some.
 template <Operand OPERAND>
-__global__ void __launch_bounds__(WARP* LINES) finish(__grid_constant__ Finish const f) {
+__global__ void __launch_bounds__(WARP* LINES, 4) finish(__grid_constant__ Finish const f) {
   int64_t const line = int64_t(blockIdx.x) * LINES + threadIdx.x / WARP;
   int const lane = threadIdx.x % WARP;
   auto const end = [&](Ends const& ends, int i) {
