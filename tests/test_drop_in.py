@@ -74,8 +74,9 @@ def assert_no_worse(ours, theirs, leaves):
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("output_dict", [False, True])
-def test_open_clip(n, dtype, output_dict):
+def test_open_clip(n, dtype, output_dict, monkeypatch):
     ours, theirs = library("open_clip")
+    monkeypatch.setattr(ours.SigLipLoss, "dense_pairs", 0)
     x, y, teacher_x, teacher_y = features(n, 4, dtype=dtype, unit=True)
     scale, bias, teacher_scale = number(14.3, dtype), number(-3.0, dtype), number(9.0, dtype)
     g = torch.Generator().manual_seed(0)
@@ -99,8 +100,9 @@ def test_open_clip(n, dtype, output_dict):
             assert_same(*results, leaves, TOLERANCE[dtype])
 
 
-def test_open_clip_settings_and_autocast():
+def test_open_clip_settings_and_autocast(monkeypatch):
     ours, theirs = library("open_clip")
+    monkeypatch.setattr(ours.SigLipLoss, "dense_pairs", 0)
     x, y = features(64, 2, d=32, unit=True)
     for name in ("ClipLoss", "SigLipLoss"):
         losses = [getattr(module, name)(cache_labels=True, rank=0, world_size=1) for module in (ours, theirs)]
@@ -185,8 +187,9 @@ def test_lightly_memory_bank():
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_info_nce(n, dtype, reduction):
+def test_info_nce(n, dtype, reduction, monkeypatch):
     ours, theirs = library("info_nce")
+    monkeypatch.setattr(ours, "DENSE_PAIRS", 0)
     x, y, shared = features(n, 3, dtype=dtype)
     own = torch.stack(features(n, 4, dtype=dtype), 1).detach().requires_grad_()
     for mode, negatives in (("unpaired", None), ("unpaired", shared), ("paired", own)):
@@ -197,6 +200,26 @@ def test_info_nce(n, dtype, reduction):
         torch.testing.assert_close(*rows)
     with pytest.raises(ValueError, match="negative_keys must have 3 dimensions"):
         ours.info_nce(x, y, shared, negative_mode="paired")
+
+
+@pytest.mark.parametrize("name", ["open_clip", "info_nce"])
+def test_small_batches_run_the_original_but_in_half_precision(name, monkeypatch):
+    ours, _ = library(name)
+    asked = []
+    if name == "open_clip":
+        monkeypatch.setattr(ours, "siglip_loss", lambda *a, **k: asked.append(1) or a[0].sum())
+        loss, side = (lambda x, y: ours.SigLipLoss()(x, y, 9.0, -1.0)), 128
+    else:
+        monkeypatch.setattr(ours, "info_nce_loss", lambda *a, **k: asked.append(1) or a[0].sum())
+        loss, side = ours.InfoNCE(), 256
+    x, y = features(side + 1, dtype=torch.float32)
+    loss(x[:side], y[:side])
+    assert not asked
+    loss(x, y)
+    loss(x[:9].bfloat16(), y[:9].bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss(x[:9], y[:9])
+    assert len(asked) == 3
 
 
 DIRECTIONS = [

@@ -8,6 +8,7 @@ from ..losses import clip_loss, siglip_loss
 from ..operator.computation import without_autocast
 from ..scores import PairwiseScores
 from ._processes import only_one, world
+from ._small import is_small
 
 
 class ClipLoss(original.ClipLoss):
@@ -68,9 +69,15 @@ def _taught(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], scal
 
 
 class SigLipLoss(original.SigLipLoss):
-    """open_clip's SigLipLoss; of several processes as ClipLoss above, whatever dist_impl says."""
+    """open_clip's SigLipLoss, which runs itself up to 2^14 pairs; of several processes as ClipLoss above, whatever
+    dist_impl says.
+    """
+
+    dense_pairs = 2**14
 
     def forward(self, image_features, text_features, logit_scale, logit_bias, output_dict=False):
+        if self.world_size == 1 and is_small(image_features, text_features, self.dense_pairs):
+            return super().forward(image_features, text_features, logit_scale, logit_bias, output_dict)
         group = world("SigLipLoss(world_size=)", self.world_size)
         loss = siglip_loss(image_features, text_features, logit_scale, logit_bias, group=group)
         return {"contrastive_loss": loss} if output_dict else loss
