@@ -68,9 +68,7 @@ def test_strips_are_of_rows_alone_and_large_enough(monkeypatch):
     assert set(asked) == {500}
     asked.clear()
     torch.autograd.grad(sk.clip_loss(x, y[:1000], 3.0), x)  # by column, too
-    torch.autograd.grad(
-        sk.info_nce_loss(x, x, normalize=False), x
-    )  # symmetric, of which half the scores are made twice
+    torch.autograd.grad(sk.info_nce_loss(x, x, normalize=False), x)  # symmetric: half the scores are made twice
     wide = torch.randn(17_000, 4)
     torch.autograd.grad(sk.linear_cross_entropy(x, wide, targets), x)  # of which 246 rows would fit
     assert set(asked) == {0}

@@ -18,8 +18,8 @@ from .library import ROW_STEP, EntropySum, Gradients, ProblemStruct, Values, loa
 _MOST_LAYERS = 2
 # Up to this many scores are kept from a forward to its backward, 1 MB of them, instead of being made twice.
 KEPT_SCORES = 2**18
-# Of more scores those of a strip of rows are kept where their sums are by row alone: so many bytes of them, and not where
-# that is fewer rows than this, in all or for a thread, since all columns are packed anew for each strip.
+# Of more scores those of a strip of rows are kept, where their sums are by row alone: so many bytes of them, and not
+# where that is fewer rows than this, in all or for a thread, since all columns are packed anew for each strip.
 STRIP_BYTES = 2**24
 _LEAST_ROWS, _LEAST_ROWS_OF_THREAD = 256, 48
 # A thread for each so many multiply-adds of a problem: fewer are done before a second thread has begun. A score's
