@@ -4,6 +4,7 @@ The rules: 1e-10 in float64 and 1e-5 in float32, relative to the largest entry; 
 the truth than the library itself. Tests of a library that is not installed are skipped: the extra `peers` has them all.
 """
 
+import ast
 import itertools
 import warnings
 
@@ -119,19 +120,31 @@ def ranks():
         yield started
 
 
-@pytest.mark.parametrize("name", ["open_clip", "lightly"])
+@pytest.mark.parametrize("name", ["open_clip", "lightly", "sentence_transformers"])
 def test_several_processes_have_the_loss_of_one(ranks, name):
     """The value, and the gradients that DDP's mean over processes makes those of the originals on the whole batch."""
     _, theirs = library(name)
     batch = [sharded_jobs.features(rank) for rank in range(RANKS)]
     whole = [torch.cat(parts).detach().requires_grad_() for parts in zip(*batch, strict=True)]
+    x, y = whole
     originals = {
         "ClipLoss": lambda: theirs.ClipLoss()(*whole, 3.0),
+        "DistillClipLoss": lambda: sum(theirs.DistillClipLoss()(*whole, 3.0, y.detach(), x.detach(), 2.0)),
+        "DCLWLoss": lambda: theirs.DCLWLoss()(*whole),
         "SigLipLoss": lambda: theirs.SigLipLoss()(*whole, 3.0, -1.0),
         "NTXentLoss": lambda: theirs.NTXentLoss()(*whole),
         "DCLLoss": lambda: theirs.DCLLoss()(*whole),
     }
     found = ranks.run(RANKS, sharded_jobs.drop_in_losses, name)
+    if name == "sentence_transformers":
+        model = torch.nn.Sequential(torch.nn.Identity())
+        losses = theirs.sentence_transformer.losses
+        originals = {
+            options: lambda options=options: losses.MultipleNegativesRankingLoss(
+                model, **ast.literal_eval(options)
+            ).compute_loss_from_embeddings([x, y, x + y.square()], None)
+            for options in found[0]
+        }
     for loss in found[0]:
         want = originals[loss]()
         truths = torch.autograd.grad(want, whole)
