@@ -134,7 +134,8 @@ def _with_hardness(
     if not negatives:
         return in_batch
     one = torch.ones_like(scale)
-    similarity = rowwise_scores(queries, torch.stack(list(negatives), 1), "negatives", one, normalize=False)
+    own_negatives = torch.stack(list(negatives), 1)
+    similarity = rowwise_scores(queries, own_negatives, "negatives", one, False, may_be_empty=shards is not None)
     with without_autocast(queries.device):
         own_scores = scale * similarity
         if mode != "in_batch_negatives":

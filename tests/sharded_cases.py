@@ -112,6 +112,9 @@ LOSSES: dict[str, Value] = {
     "info_nce": lambda t, g: sk.info_nce_loss(t["x"], t["y"], None, t["temperature"], group=g),
     "info_nce, symmetric": lambda t, g: sk.InfoNCELoss(0.3, symmetric=True, group=g)(t["x"], t["y"]),
     "info_nce, negatives": lambda t, g: sk.info_nce_loss(t["x"], t["y"], t["negatives"], t["temperature"], group=g),
+    "info_nce, negatives of their own": lambda t, g: sk.info_nce_loss(
+        t["x"], t["y"], torch.stack([t["y"].square(), 1 - t["x"]], 1), t["temperature"], group=g
+    ),
     "nt_xent": lambda t, g: sk.nt_xent_loss(t["x"], t["y"], t["temperature"], group=g),
     "supcon": lambda t, g: sk.supcon_loss(t["x"], t["labels"], t["temperature"], group=g),
     "supcon, sum": lambda t, g: sk.supcon_loss(t["x"], t["labels"] % 2, t["temperature"], "sum", group=g),
