@@ -121,10 +121,17 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def run_suite(names: list[str], sizes: tuple[int, ...], dtypes: list[str], d: int, device: str) -> dict:
+def run_suite(
+    names: list[str], sizes: tuple[int, ...], dtypes: list[str], d: int, device: str, together: bool = False
+) -> dict:
+    """All cases, each in a process of its own, or those that differ in their size alone in one."""
+    cases = list(suite.cases(names, sizes, dtypes))
+    processes: dict[tuple, list[int]] = {}
+    for name, n, dtype in cases:
+        processes.setdefault((name, dtype) if together else (name, dtype, n), []).append(n)
     found = []
-    for name, n, dtype in suite.cases(names, sizes, dtypes):
-        found.append(suite.run_in_a_fresh_process(name, n, d, dtype, device))
+    for (name, dtype, *_), some in processes.items():
+        found += suite.run_in_a_fresh_process(name, some, d, dtype, device)
         print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return {"machine": machine(device), "cases": found}
@@ -213,7 +220,7 @@ def main() -> None:
         if not runs:
             sizes = tuple(arguments.sizes or (suite.QUICK if arguments.quick else suite.SIZES))
             dtypes = arguments.dtypes or (["float32"] if arguments.quick else ["float32", "bfloat16"])
-            runs = [run_suite(arguments.only, sizes, dtypes, arguments.d, arguments.device)]
+            runs = [run_suite(arguments.only, sizes, dtypes, arguments.d, arguments.device, arguments.quick)]
         found, as_table, as_plot = merged(runs), suite_table, suite_plot
         print(json.dumps(found["machine"], indent=1))
     print(as_table(found["cases"]))

@@ -1,6 +1,7 @@
 """Every drop-in beside the class that it stands in for: time, peak memory, and error against float64.
 
-Each case runs in a process of its own, in which ours and theirs alternate; `python -m benchmarks.report` runs them all.
+Each case runs in a process of its own, in which ours and theirs alternate; `python -m benchmarks.report` runs them all,
+and of its quick ones all sizes of a loss in one, since a process imports its library for longer than it measures.
 A library that is not installed is a case left out, with the reason.
 """
 
@@ -165,23 +166,26 @@ def cases(names: list[str], sizes: tuple[int, ...], dtypes: list[str]) -> Iterat
                     yield name, n, dtype
 
 
-def run_in_a_fresh_process(name: str, n: int, d: int, dtype: str, device: str) -> dict:
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.suite", name, str(n), str(d), dtype, device]
+def run_in_a_fresh_process(name: str, sizes: list[int], d: int, dtype: str, device: str) -> list[dict]:
+    asked = [name, ",".join(map(str, sizes)), str(d), dtype, device]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.suite", *asked]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"case": name, "n": n, "d": d, "dtype": dtype, "device": device, "left_out": last}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    rest = {"case": name, "d": d, "dtype": dtype, "device": device, "left_out": last}
+    return found + [rest | {"n": n} for n in sizes[len(found) :]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="One case, as a line of JSON.")
+    parser = argparse.ArgumentParser(description="A loss at one or more sizes, each as a line of JSON.")
     parser.add_argument("name", choices=PEERS)
-    parser.add_argument("n", type=int)
+    parser.add_argument("sizes", help="separated by commas")
     parser.add_argument("d", type=int)
     parser.add_argument("dtype")
     parser.add_argument("device")
-    print(json.dumps(measure(**vars(parser.parse_args()))))
+    given = vars(parser.parse_args())
+    for n in map(int, given.pop("sizes").split(",")):
+        print(json.dumps(measure(n=n, **given)), flush=True)
 
 
 if __name__ == "__main__":

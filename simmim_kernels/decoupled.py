@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .loss_parts import REDUCTIONS, Loss, inverse, reduced
-from .problem import validation
+from .operator import sharded
+from .operator.global_batch import shards_of
+from .problem import Problem, validation
 from .scores import PairwiseScores
 
 
@@ -48,13 +50,17 @@ def dcl_loss(
     return reduced(negatives / 2 - weight * across.joint, reduction, shards)
 
 
-def mises_fisher_weights(z1: Tensor, z2: Tensor, sigma: float = 0.5) -> Tensor:
+def mises_fisher_weights(z1: Tensor, z2: Tensor, sigma: float = 0.5, group: Any = None) -> Tensor:
     """(N,) 2 - N softmax(<z1_i, z2_i> / sigma), without gradient: DCLW's weights (Yeh et al. 2022, sec. 3.3).
 
-    z1, z2: (N, d), normalised. Pairs that agree weigh less; the mean weight is 1.
+    z1, z2: (N, d), normalised. Pairs that agree weigh less; the mean weight, with a group over all ranks, is 1.
     """
-    similarity = (z1.detach() * z2.detach()).sum(1) / sigma
-    return 2 - len(z1) * similarity.softmax(0)
+    z1, z2 = z1.detach(), z2.detach()
+    similarity = (z1 * z2).sum(1) / sigma
+    shards = shards_of(group, Problem(z1, z2, []))
+    if shards is None:
+        return 2 - len(z1) * similarity.softmax(0)
+    return 2 - shards.all_rows * (similarity - sharded.logsumexp(similarity, shards)).exp()
 
 
 class DCLLoss(Loss):
@@ -76,5 +82,7 @@ class DCLLoss(Loss):
 class DCLWLoss(DCLLoss):
     """`dcl_loss` with `mises_fisher_weights` of a sigma as a Module: forward(z1 (N, d), z2 (N, d))."""
 
-    def __init__(self, temperature: float | Tensor = 0.1, sigma: float = 0.5, reduction: str = "mean"):
-        super().__init__(temperature, reduction, partial(mises_fisher_weights, sigma=sigma))
+    def __init__(
+        self, temperature: float | Tensor = 0.1, sigma: float = 0.5, reduction: str = "mean", group: Any = None
+    ):
+        super().__init__(temperature, reduction, partial(mises_fisher_weights, sigma=sigma, group=group), group)

@@ -17,11 +17,16 @@ def inverse(temperature: float | Tensor, like: Tensor) -> Tensor:
     return validation.reciprocal(temperature, "temperature", like)
 
 
-def rowwise_scores(x: Tensor, y: Tensor, name: str, scale: Tensor, normalize: bool = True) -> Tensor:
-    """(N, K) scale <x_i, y_ik> of x (N, d) and its own candidates y (N, K, d), in the compute dtype: linear work."""
+def rowwise_scores(
+    x: Tensor, y: Tensor, name: str, scale: Tensor, normalize: bool = True, may_be_empty: bool = False
+) -> Tensor:
+    """(N, K) scale <x_i, y_ik> of x (N, d) and its own candidates y (N, K, d), in the compute dtype: linear work.
+
+    With may_be_empty N may be 0, as on one of several ranks.
+    """
     if y.dim() != 3 or y.shape[::2] != x.shape or y.shape[1] == 0:
         raise ValueError(f"{name} must have shape ({len(x)}, K, {x.shape[1]}), got {validation.describe(y)}")
-    validation.operands(x, y.flatten(0, 1), ("query", name))
+    validation.operands(x, y.flatten(0, 1), ("query", name), may_be_empty=may_be_empty)
     with without_autocast(x.device):
         dtype = compute_dtype(x.dtype)
         y = (F.normalize(y, dim=2) if normalize else y).to(dtype)

@@ -64,7 +64,7 @@ def info_nce_loss(
     pairs = Problem(*autocast(query, positive_key), [scale])
     if each_its_own:
         shards = shards_of(group, pairs)
-        others = rowwise_scores(query, negative_keys, "negative_keys", scale, normalize).logsumexp(1)
+        others = rowwise_scores(query, negative_keys, "negative_keys", scale, normalize, some).logsumexp(1)
     else:
         negative_keys = F.normalize(negative_keys, dim=1) if normalize else negative_keys
         negatives = PairwiseScores(query, negative_keys, scale=scale, group=group)

@@ -1,12 +1,14 @@
 """In-batch ranking of documents by queries, with hard negatives, and its four directions.
 
 Every term is a log-sum-exp over pairs other than the positive one; the terms meet in vectors of N numbers.
-Features have shape (N, d); dtypes, `temperature`, `reduction` and errors (TypeError or ValueError, raised with the
-argument's name) are as in losses.py, and losses are in nats.
+Features have shape (N, d); dtypes, `temperature`, `reduction`, `group` and errors (TypeError or ValueError, raised with
+the argument's name) are as in losses.py, and losses are in nats.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from torch import Tensor
 from .loss_parts import REDUCTIONS, Loss, inverse, reduced, rowwise_scores
 from .operator.computation import without_autocast
 from .operator.cross_entropy import cross_entropy_from_others
+from .operator.global_batch import Shards
 from .problem import validation
 from .problem.pointwise import logsumexp_over_first
 from .scores import PairwiseScores
@@ -35,6 +38,7 @@ def ranking_loss(
     hardness_mode: str | None = None,
     hardness_strength: float = 0.0,
     normalize: bool = True,
+    group: Any = None,
 ) -> Tensor:
     """In-batch ranking (Henderson et al. 2017), as sentence-transformers 6.2's MultipleNegativesRankingLoss.
 
@@ -47,28 +51,31 @@ def ranking_loss(
 
     hardness_mode adds hardness_strength times the similarity, without gradient, to the scores query_to_doc of
     "in_batch_negatives" (Lan et al. 2025, eq. 5), of a query's own "hard_negatives", or of "all_negatives".
-    normalize=False takes dot products for cosines.
+    normalize=False takes dot products for cosines. With a group the documents, and the other queries, are those of all
+    ranks.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     check_options(directions, partition_mode, hardness_mode, hardness_strength)
-    validation.operands(queries, positives, ("queries", "positives"), same_length=True)
-    for k, documents in enumerate(negatives):
-        validation.operands(queries, documents, ("queries", f"negatives[{k}]"), same_length=True)
+    named = {"positives": positives} | {f"negatives[{k}]": tensor for k, tensor in enumerate(negatives)}
+    for name, tensor in named.items():
+        validation.operands(queries, tensor, ("queries", name), same_length=True, may_be_empty=group is not None)
     scale = inverse(temperature, queries)
     if normalize:
         queries, positives, *negatives = (F.normalize(t, dim=1) for t in (queries, positives, *negatives))
     documents = torch.cat([positives, *negatives]) if negatives else positives
-    scores = PairwiseScores(queries, documents, scale=scale)
+    scores = PairwiseScores(queries, documents, scale=scale, group=group)
+    shards = scores._shards
     hard = hardness_mode if hardness_strength > 0 else None
     chosen = set(directions)
     if hard is None and (partition_mode == "per_direction" or chosen == {"query_to_doc"}):
         return scores._reduced_entropies("both" if "doc_to_query" in chosen else "rows", reduction)
 
     if hard is not None:
-        of_queries = _with_hardness(queries, documents, negatives, scale, hard, hardness_strength)
+        of_queries = _with_hardness(queries, documents, negatives, scale, hard, hardness_strength, shards)
         of_documents = None
         if "doc_to_query" in chosen:
-            of_documents = PairwiseScores(queries, positives, scale=scale).marginal.logsumexp(0)
+            pairs = PairwiseScores(queries, positives, scale=scale, group=_of_pairs(shards))
+            of_documents = pairs.marginal.logsumexp(0)
     elif "doc_to_query" in chosen:
         of_queries, of_documents = scores.marginal.logsumexps()
         of_documents = of_documents[: len(queries)]
@@ -77,37 +84,58 @@ def ranking_loss(
     joint = scores.joint
     if partition_mode == "per_direction":
         terms = [cross_entropy_from_others(t, joint) for t in (of_queries, of_documents) if t is not None]
-        return reduced(torch.stack(terms).mean(0), reduction)
+        return reduced(torch.stack(terms).mean(0), reduction, shards)
     parts = [of_queries] if of_documents is None else [of_queries, of_documents]
     if "query_to_query" in chosen:
-        parts.append(PairwiseScores(queries, queries, scale=scale).marginal.logsumexp(1))
+        among = PairwiseScores(queries, queries, scale=scale, group=_of_pairs(shards))
+        parts.append(among.marginal.logsumexp(1))
     if "doc_to_doc" in chosen:
-        own = torch.arange(len(queries), device=queries.device)
-        among = PairwiseScores(positives, documents, scale=scale).exclude(own, own.repeat(1 + len(negatives)))
+        own = _places(queries, shards)
+        among = PairwiseScores(positives, documents, scale=scale, group=shards)
+        among = among.exclude(own, own.repeat(1 + len(negatives)))
         parts.append(among.logsumexp(1))
     others = logsumexp_over_first(torch.stack(parts))
     if of_documents is None:
-        return reduced(cross_entropy_from_others(others, joint), reduction)
+        return reduced(cross_entropy_from_others(others, joint), reduction, shards)
     # The positive pair is a candidate in both directions: log(2 e^joint + e^others) - joint.
-    return reduced(math.log(2) + cross_entropy_from_others(others - math.log(2), joint), reduction)
+    return reduced(math.log(2) + cross_entropy_from_others(others - math.log(2), joint), reduction, shards)
+
+
+def _places(queries: Tensor, shards: Shards | None) -> Tensor:
+    """(N,) int64, the places of this rank's queries among those of all ranks."""
+    first = 0 if shards is None else shards.first_row
+    return torch.arange(first, first + len(queries), device=queries.device)
+
+
+def _of_pairs(shards: Shards | None) -> Shards | None:
+    """Of scores whose candidates are as many as the queries, without hard negatives."""
+    return None if shards is None else replace(shards, columns=shards.rows)
 
 
 def _with_hardness(
-    queries: Tensor, documents: Tensor, negatives: Sequence[Tensor], scale: Tensor, mode: str, strength: float
+    queries: Tensor,
+    documents: Tensor,
+    negatives: Sequence[Tensor],
+    scale: Tensor,
+    mode: str,
+    strength: float,
+    shards: Shards | None,
 ) -> Tensor:
     """(N,) log-sum-exps of query_to_doc over all but the positives, those that `mode` says with their penalty."""
-    own = torch.arange(len(queries), device=queries.device)
+    own = _places(queries, shards)
     x, y, in_batch_scale = queries, documents, scale
     if mode != "hard_negatives":
         # (scale + strength) <x, y> with the gradient of scale <x, y>.
         in_batch_scale = scale + strength
         share = (scale / in_batch_scale).detach()
         x, y = (t.detach() + share * (t - t.detach()) for t in (x, y))
-    in_batch = PairwiseScores(x, y, scale=in_batch_scale).exclude(own, own.repeat(1 + len(negatives))).logsumexp(1)
+    others = PairwiseScores(x, y, scale=in_batch_scale, group=shards).exclude(own, own.repeat(1 + len(negatives)))
+    in_batch = others.logsumexp(1)
     if not negatives:
         return in_batch
     one = torch.ones_like(scale)
-    similarity = rowwise_scores(queries, torch.stack(list(negatives), 1), "negatives", one, normalize=False)
+    own_negatives = torch.stack(list(negatives), 1)
+    similarity = rowwise_scores(queries, own_negatives, "negatives", one, False, may_be_empty=shards is not None)
     with without_autocast(queries.device):
         own_scores = scale * similarity
         if mode != "in_batch_negatives":
@@ -191,6 +219,7 @@ class RankingLoss(Loss):
         hardness_mode: str | None = None,
         hardness_strength: float = 0.0,
         normalize: bool = True,
+        group: Any = None,
     ):
         check_options(directions, partition_mode, hardness_mode, hardness_strength)
         super().__init__(
@@ -201,6 +230,7 @@ class RankingLoss(Loss):
             hardness_mode=hardness_mode,
             hardness_strength=hardness_strength,
             normalize=normalize,
+            group=group,
         )
 
     def forward(self, queries: Tensor, positives: Tensor, *negatives: Tensor) -> Tensor:

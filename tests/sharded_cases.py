@@ -7,6 +7,7 @@ from torch import Tensor
 
 import simmim_kernels as sk
 from simmim_kernels.operator import held
+from simmim_kernels.ranking import DIRECTIONS
 
 N, M, D, CLASSES = 11, 9, 4, 6
 # Rows of each rank, by the number of ranks: unequal, and with empty ones.
@@ -99,6 +100,11 @@ def linear(t: dict[str, Tensor], group, **options) -> Tensor:
     return sk.linear_cross_entropy(t["x"], t["weight"], t["target"], t["class_bias"], **options, group=group)
 
 
+def ranking(t: dict[str, Tensor], group, **options) -> Tensor:
+    negatives = [t["y"] + 0.5 * t["x"].square()]
+    return sk.ranking_loss(t["x"], t["y"], negatives, t["temperature"], group=group, **options)
+
+
 LOSSES: dict[str, Value] = {
     "clip": lambda t, g: sk.clip_loss(t["x"], t["y"], t["scale"], group=g),
     "clip, sum": lambda t, g: sk.clip_loss(t["x"], t["y"], t["scale"], reduction="sum", group=g),
@@ -106,9 +112,21 @@ LOSSES: dict[str, Value] = {
     "info_nce": lambda t, g: sk.info_nce_loss(t["x"], t["y"], None, t["temperature"], group=g),
     "info_nce, symmetric": lambda t, g: sk.InfoNCELoss(0.3, symmetric=True, group=g)(t["x"], t["y"]),
     "info_nce, negatives": lambda t, g: sk.info_nce_loss(t["x"], t["y"], t["negatives"], t["temperature"], group=g),
+    "info_nce, negatives of their own": lambda t, g: sk.info_nce_loss(
+        t["x"], t["y"], torch.stack([t["y"].square(), 1 - t["x"]], 1), t["temperature"], group=g
+    ),
     "nt_xent": lambda t, g: sk.nt_xent_loss(t["x"], t["y"], t["temperature"], group=g),
     "supcon": lambda t, g: sk.supcon_loss(t["x"], t["labels"], t["temperature"], group=g),
     "supcon, sum": lambda t, g: sk.supcon_loss(t["x"], t["labels"] % 2, t["temperature"], "sum", group=g),
+    "ranking": lambda t, g: ranking(t, g),
+    "ranking, per direction": lambda t, g: ranking(
+        t, g, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction"
+    ),
+    "ranking, all directions": lambda t, g: ranking(t, g, reduction="sum", directions=DIRECTIONS),
+    "ranking, harder": lambda t, g: ranking(
+        t, g, directions=("query_to_doc", "doc_to_query"), hardness_mode="all_negatives", hardness_strength=2.0
+    ),
+    "dclw": lambda t, g: sk.DCLWLoss(0.3, group=g)(t["x"], t["y"]),
     "dcl": lambda t, g: sk.dcl_loss(t["x"], t["y"], t["temperature"], group=g),
     "linear": linear,
     "linear, weighted and smoothed": lambda t, g: linear(t, g, class_weight=t["class_weight"], label_smoothing=0.1),

@@ -405,9 +405,19 @@ def drop_in_losses(group, library: str) -> dict[str, tuple[Tensor, ...]]:
         losses = {
             "ClipLoss": lambda: module.ClipLoss(local_loss=True, gather_with_grad=True, **options)(x, y, 3.0),
             "SigLipLoss": lambda: module.SigLipLoss(**options)(x, y, 3.0, -1.0),
+            "DistillClipLoss": lambda: sum(module.DistillClipLoss(**options)(x, y, 3.0, y.detach(), x.detach(), 2.0)),
+        }
+    elif library == "sentence_transformers":
+        model = torch.nn.Sequential(torch.nn.Identity())
+        settings = {"directions": ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")}
+        losses = {
+            str(options): lambda options=options: module.MultipleNegativesRankingLoss(
+                model, gather_across_devices=True, **options
+            ).compute_loss_from_embeddings([x, y, x + y.square()], None)
+            for options in ({}, settings)
         }
     else:
-        names = ("NTXentLoss", "DCLLoss")
+        names = ("NTXentLoss", "DCLLoss", "DCLWLoss")
         losses = {name: lambda name=name: getattr(module, name)(gather_distributed=True)(x, y) for name in names}
     found = {}
     for name, loss in losses.items():

@@ -49,6 +49,31 @@ def test_options(n, m, d, weighted, options, instruction_set, threads):
     check(Case(n, m, d, **options), weighted)
 
 
+@pytest.mark.parametrize("options", ENTROPIES.values(), ids=list(ENTROPIES))
+@pytest.mark.parametrize(("n", "m", "d", "rows"), [(5, 9, 1, 2), (130, 1100, 16, 50)])
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+def test_by_strips_of_rows(n, m, d, rows, weighted, options, instruction_set, threads, monkeypatch):
+    monkeypatch.setattr(native, "_rows_at_once", lambda problem: 0 if problem.wants_columns else rows)
+    check(Case(n, m, d, **options), weighted)
+
+
+def test_strips_are_of_rows_alone_and_large_enough(monkeypatch):
+    asked = []
+    original = native._rows_at_once
+    monkeypatch.setattr(native, "_rows_at_once", lambda problem: asked.append(original(problem)) or asked[-1])
+    x, y = torch.randn(1000, 4, requires_grad=True), torch.randn(8000, 4, requires_grad=True)
+    targets = torch.arange(1000)
+    torch.autograd.grad(sk.linear_cross_entropy(x, y, targets), (x, y))
+    # 8,000 columns, rounded up to 8,064 numbers of 4 bytes: 520 rows in 16 MB, and so two strips of 500.
+    assert set(asked) == {500}
+    asked.clear()
+    torch.autograd.grad(sk.clip_loss(x, y[:1000], 3.0), x)  # by column, too
+    torch.autograd.grad(sk.info_nce_loss(x, x, normalize=False), x)  # symmetric: half the scores are made twice
+    wide = torch.randn(17_000, 4)
+    torch.autograd.grad(sk.linear_cross_entropy(x, wide, targets), x)  # of which 246 rows would fit
+    assert set(asked) == {0}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_dtypes(dtype, instruction_set, threads):
     case = Case(130, 300, 33, dtype)

@@ -4,6 +4,7 @@ The rules: 1e-10 in float64 and 1e-5 in float32, relative to the largest entry; 
 the truth than the library itself. Tests of a library that is not installed are skipped: the extra `peers` has them all.
 """
 
+import ast
 import itertools
 import warnings
 
@@ -74,8 +75,9 @@ def assert_no_worse(ours, theirs, leaves):
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("output_dict", [False, True])
-def test_open_clip(n, dtype, output_dict):
+def test_open_clip(n, dtype, output_dict, monkeypatch):
     ours, theirs = library("open_clip")
+    monkeypatch.setattr(ours.SigLipLoss, "dense_pairs", 0)
     x, y, teacher_x, teacher_y = features(n, 4, dtype=dtype, unit=True)
     scale, bias, teacher_scale = number(14.3, dtype), number(-3.0, dtype), number(9.0, dtype)
     g = torch.Generator().manual_seed(0)
@@ -99,8 +101,9 @@ def test_open_clip(n, dtype, output_dict):
             assert_same(*results, leaves, TOLERANCE[dtype])
 
 
-def test_open_clip_settings_and_autocast():
+def test_open_clip_settings_and_autocast(monkeypatch):
     ours, theirs = library("open_clip")
+    monkeypatch.setattr(ours.SigLipLoss, "dense_pairs", 0)
     x, y = features(64, 2, d=32, unit=True)
     for name in ("ClipLoss", "SigLipLoss"):
         losses = [getattr(module, name)(cache_labels=True, rank=0, world_size=1) for module in (ours, theirs)]
@@ -117,19 +120,31 @@ def ranks():
         yield started
 
 
-@pytest.mark.parametrize("name", ["open_clip", "lightly"])
+@pytest.mark.parametrize("name", ["open_clip", "lightly", "sentence_transformers"])
 def test_several_processes_have_the_loss_of_one(ranks, name):
     """The value, and the gradients that DDP's mean over processes makes those of the originals on the whole batch."""
     _, theirs = library(name)
     batch = [sharded_jobs.features(rank) for rank in range(RANKS)]
     whole = [torch.cat(parts).detach().requires_grad_() for parts in zip(*batch, strict=True)]
+    x, y = whole
     originals = {
         "ClipLoss": lambda: theirs.ClipLoss()(*whole, 3.0),
+        "DistillClipLoss": lambda: sum(theirs.DistillClipLoss()(*whole, 3.0, y.detach(), x.detach(), 2.0)),
+        "DCLWLoss": lambda: theirs.DCLWLoss()(*whole),
         "SigLipLoss": lambda: theirs.SigLipLoss()(*whole, 3.0, -1.0),
         "NTXentLoss": lambda: theirs.NTXentLoss()(*whole),
         "DCLLoss": lambda: theirs.DCLLoss()(*whole),
     }
     found = ranks.run(RANKS, sharded_jobs.drop_in_losses, name)
+    if name == "sentence_transformers":
+        model = torch.nn.Sequential(torch.nn.Identity())
+        losses = theirs.sentence_transformer.losses
+        originals = {
+            options: lambda options=options: losses.MultipleNegativesRankingLoss(
+                model, **ast.literal_eval(options)
+            ).compute_loss_from_embeddings([x, y, x + y.square()], None)
+            for options in found[0]
+        }
     for loss in found[0]:
         want = originals[loss]()
         truths = torch.autograd.grad(want, whole)
@@ -185,8 +200,9 @@ def test_lightly_memory_bank():
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_info_nce(n, dtype, reduction):
+def test_info_nce(n, dtype, reduction, monkeypatch):
     ours, theirs = library("info_nce")
+    monkeypatch.setattr(ours, "DENSE_PAIRS", 0)
     x, y, shared = features(n, 3, dtype=dtype)
     own = torch.stack(features(n, 4, dtype=dtype), 1).detach().requires_grad_()
     for mode, negatives in (("unpaired", None), ("unpaired", shared), ("paired", own)):
@@ -197,6 +213,26 @@ def test_info_nce(n, dtype, reduction):
         torch.testing.assert_close(*rows)
     with pytest.raises(ValueError, match="negative_keys must have 3 dimensions"):
         ours.info_nce(x, y, shared, negative_mode="paired")
+
+
+@pytest.mark.parametrize("name", ["open_clip", "info_nce"])
+def test_small_batches_run_the_original_but_in_half_precision(name, monkeypatch):
+    ours, _ = library(name)
+    asked = []
+    if name == "open_clip":
+        monkeypatch.setattr(ours, "siglip_loss", lambda *a, **k: asked.append(1) or a[0].sum())
+        loss, side = (lambda x, y: ours.SigLipLoss()(x, y, 9.0, -1.0)), 128
+    else:
+        monkeypatch.setattr(ours, "info_nce_loss", lambda *a, **k: asked.append(1) or a[0].sum())
+        loss, side = ours.InfoNCE(), 256
+    x, y = features(side + 1, dtype=torch.float32)
+    loss(x[:side], y[:side])
+    assert not asked
+    loss(x, y)
+    loss(x[:9].bfloat16(), y[:9].bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss(x[:9], y[:9])
+    assert len(asked) == 3
 
 
 DIRECTIONS = [

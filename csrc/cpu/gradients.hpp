@@ -157,13 +157,14 @@ template <class E> struct Backward {
 
   const Typed<E> &t;
   const Upstream<T> u;
+  const bool adds;  // to the columns' gradients of other rows
   T *dx, *dy, *drow, *dcol, *dscale, *total;
   T *dweight, *dweight_bias, *doutput, *doutput_bias;
   Buffer<T> own_dx, own_dy;  // of a network, whose parameters' gradients are made of both
   std::vector<std::unique_ptr<Share>> shares;
 
-  Backward(const Typed<E> &problem, const simmim_gradients &g)
-      : t(problem), u(problem.p, g),
+  Backward(const Typed<E> &problem, const simmim_gradients &g, bool adds = false)
+      : t(problem), u(problem.p, g), adds(adds),
         dx(static_cast<T *>(g.dx)), dy(static_cast<T *>(g.dy)), drow(static_cast<T *>(g.drow)),
         dcol(static_cast<T *>(g.dcol)), dscale(static_cast<T *>(g.dscale)), total(static_cast<T *>(g.total)),
         dweight(static_cast<T *>(g.dweight)), dweight_bias(static_cast<T *>(g.dweight_bias)),
@@ -173,10 +174,11 @@ template <class E> struct Backward {
     if (t.network && !dy) own_dy = allocate<T>(t.p.m * t.p.d), dy = own_dy.get();
     // What tiles that are left out add nothing to.
     if (dx && (t.symmetric || t.p.grouped || t.network)) std::fill_n(dx, t.p.n * t.p.d, T(0));
-    if (dy && t.p.grouped) std::fill_n(dy, t.p.m * t.p.d, T(0));
+    if (dy && t.p.grouped && !adds) std::fill_n(dy, t.p.m * t.p.d, T(0));
   }
 
   bool looks_at_joints() const { return u.grad_joint; }
+  bool makes_scores() const { return !u.scores; }
 
   // Whether the columns' gradients are made: of symmetric scores they belong to dx.
   bool wants_columns() const { return t.symmetric ? dx : dy; }
@@ -198,7 +200,7 @@ template <class E> struct Backward {
     T *const of_weights = t.symmetric ? drow : dcol, *to = t.symmetric ? dx : dy;
     if (to) to += column * d;
     T weights = 0;
-    bool added = t.symmetric;
+    bool added = t.symmetric || adds;
     for (int64_t k = 0; k < team; ++k) {
       const Share &share = *shares[k];
       if (share.empty) continue;
@@ -207,7 +209,7 @@ template <class E> struct Backward {
         to[f] = (added ? to[f] : T(0)) + t.scale * share.dy[Operand<E>::tiles ? f * share.width + j : j * t.width + f];
       added = true;
     }
-    if (of_weights) of_weights[column] = (t.symmetric ? of_weights[column] : T(0)) + weights;
+    if (of_weights) of_weights[column] = (t.symmetric || adds ? of_weights[column] : T(0)) + weights;
   }
 
   void run() {

@@ -14,8 +14,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <new>
 #include <type_traits>
+#include <vector>
 
 #include "gradients.hpp"
 #include "statistics.hpp"
@@ -36,31 +38,69 @@ template <class E> int backward(const simmim_problem &problem, const simmim_grad
   return 0;
 }
 
-// Forward and backward in one, between which the entropies give way to their gradients.
+// Some neighbouring rows of a problem with all of its columns, as a problem of its own.
+template <class T> struct RowsOf {
+  simmim_problem p;
+  std::vector<int64_t> positives, ids;
+
+  RowsOf(const simmim_problem &whole, int64_t first, int64_t count) : p(whole) {
+    p.n = count;
+    p.x = static_cast<const char *>(whole.x) + first * whole.x_row * size_of(whole.dtype);
+    if (whole.row_bias) p.row_bias = static_cast<const T *>(whole.row_bias) + first;
+    for (int64_t i = first; i < first + count; ++i) positives.push_back(whole.positives ? whole.positives[i] : i);
+    p.positives = positives.data();
+    for (int64_t k = 0; k < whole.ids; ++k) {
+      const int64_t *from = whole.row_ids + k * whole.n + first;
+      ids.insert(ids.end(), from, from + count);
+    }
+    if (whole.ids) p.row_ids = ids.data();
+  }
+
+private:
+  static int64_t size_of(int32_t dtype) {
+    return dtype == SIMMIM_FLOAT64 ? 8 : dtype == SIMMIM_FLOAT32 ? 4 : 2;
+  }
+};
+
+// A side's gradients from a row on.
+template <class T> void *from_row(void *gradient, int64_t row, int64_t width) {
+  return gradient ? static_cast<T *>(gradient) + row * width : nullptr;
+}
+
+// Forward and backward in one, between which the entropies give way to their gradients; by some rows at a time, where
+// they need nothing of the others, so that scores that are too many to keep are made once all the same.
 template <class E>
 int entropy_sum(const simmim_problem &problem, const simmim_entropy_sum &sum, const simmim_gradients &gradients) {
   using T = Sum<E>;
-  const Typed<E> t(problem);
-  const int64_t n = problem.n, entropies = (sum.by_row ? n : 0) + (sum.by_column ? n : 0);
-  const Buffer<T> joint = allocate<T>(n), of_sides = allocate<T>(entropies);
-  const Buffer<T> rows = sum.by_row ? allocate<T>(n) : nullptr, columns = sum.by_column ? allocate<T>(problem.m) : nullptr;
-  simmim_gradients g = gradients;
-  const bool differentiates = g.dx || g.dy || g.drow || g.dcol || g.dscale;
-  const Buffer<T> scores = differentiates && !t.clamped ? allocate<T>(n * t.kept_row) : nullptr;
-  Forward<E>(t, {rows.get(), columns.get(), joint.get(), of_sides.get(), scores.get()}).run();
-
-  double total = 0;
-  for (int64_t k = 0; k < entropies; ++k) {
-    const double weight = sum.weights ? double(static_cast<const T *>(sum.weights)[k % n]) : 1;
-    // What counts for nothing may be infinite, and so may the factor.
-    if (weight != 0) total += weight * double(of_sides[k]);
-    of_sides[k] = weight != 0 ? T(weight * sum.factor) : T(0);
+  const int64_t n = problem.n, sides = (sum.by_row ? 1 : 0) + (sum.by_column ? 1 : 0);
+  const bool differentiates = gradients.dx || gradients.dy || gradients.drow || gradients.dcol || gradients.dscale;
+  const int64_t step = differentiates ? std::min(n, sum.rows_at_once) : n;
+  const Buffer<T> joint = allocate<T>(step), of_sides = allocate<T>(sides * step);
+  const Buffer<T> rows = sum.by_row ? allocate<T>(step) : nullptr, columns = sum.by_column ? allocate<T>(problem.m) : nullptr;
+  const bool keeps = differentiates && !Typed<E>(problem).clamped;
+  const Buffer<T> scores = keeps ? allocate<T>(step * Typed<E>(problem).kept_row) : nullptr;
+  double total = 0, dscale = 0;
+  for (int64_t first = 0; first < n; first += step) {
+    const int64_t count = std::min(step, n - first);
+    const std::unique_ptr<const RowsOf<T>> part(step < n ? new RowsOf<T>(problem, first, count) : nullptr);
+    const Typed<E> t(part ? part->p : problem);
+    Forward<E>(t, {rows.get(), columns.get(), joint.get(), of_sides.get(), scores.get()}).run();
+    for (int64_t k = 0; k < sides * count; ++k) {
+      const double weight = sum.weights ? double(static_cast<const T *>(sum.weights)[first + k % count]) : 1;
+      // What counts for nothing may be infinite, and so may the factor.
+      if (weight != 0) total += weight * double(of_sides[k]);
+      of_sides[k] = weight != 0 ? T(weight * sum.factor) : T(0);
+    }
+    if (!differentiates) break;
+    simmim_gradients g = gradients;
+    g.rows = rows.get(), g.columns = columns.get(), g.joint = joint.get(), g.scores = scores.get();
+    g.grad_entropies = of_sides.get();
+    g.dx = from_row<T>(g.dx, first, problem.d), g.drow = from_row<T>(g.drow, first, 1);
+    Backward<E>(t, g, first > 0).run();
+    if (g.dscale) dscale += double(*static_cast<T *>(g.dscale));
   }
   *static_cast<T *>(sum.value) = T(sum.factor * total);
-  if (!differentiates) return 0;
-  g.rows = rows.get(), g.columns = columns.get(), g.joint = joint.get(), g.scores = scores.get();
-  g.grad_entropies = of_sides.get();
-  Backward<E>(t, g).run();
+  if (gradients.dscale) *static_cast<T *>(gradients.dscale) = T(dscale);
   return 0;
 }
 

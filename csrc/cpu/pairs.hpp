@@ -120,6 +120,17 @@ template <class T> Vector<T> derivative_of(int function, Vector<T> s) {
   }
 }
 
+// Both, of which softplus's share an exponential.
+template <class T> Vector<T> function_and_derivative(int function, Vector<T> s, Vector<T> &derivative) {
+  if (function == SIMMIM_SOFTPLUS) {
+    const Vector<T> u = exp_of_minus_abs<T>(s);
+    derivative = sigmoid_of<T>(s, u);
+    return softplus_of<T>(s, u);
+  }
+  derivative = derivative_of<T>(function, s);
+  return function_of<T>(function, s);
+}
+
 // A row's joint pair, where it is negated: the function, or its derivative, takes the score with its sign changed.
 template <class E> struct Negated {
   using T = Sum<E>;

@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Counts the changes of this file, so that a library built from another one is not taken for this one's. */
-#define SIMMIM_INTERFACE 9
+#define SIMMIM_INTERFACE 10
 int simmim_interface(void);
 
 enum simmim_dtype { SIMMIM_FLOAT32, SIMMIM_FLOAT64, SIMMIM_BFLOAT16, SIMMIM_FLOAT16 };
@@ -88,11 +88,13 @@ typedef struct {
   void *value;         /* one element */
   double factor;
   int32_t by_row, by_column;
+  int64_t rows_at_once; /* whose scores are kept from the number to its gradients; of fewer than n it takes sums by row
+                         * alone, of scores that are not symmetric */
 } simmim_entropy_sum;
 
-/* That number and its gradients, as simmim_forward and simmim_backward would make them one after the other: for problems
- * so small that their scores may be kept between the two. Of the gradients those of inner products are taken: dx, dy,
- * drow, dcol and dscale, and where all of them are NULL the number alone is made. */
+/* That number and its gradients, as simmim_forward and simmim_backward would make them one after the other, with scores
+ * that are made once. Of the gradients those of inner products are taken: dx, dy, drow, dcol and dscale, and where all of
+ * them are NULL the number alone is made. */
 int simmim_cross_entropy_sum(const simmim_problem *problem, const simmim_entropy_sum *sum,
                              const simmim_gradients *gradients);
 

@@ -162,6 +162,7 @@ template <class E> struct Forward {
   }
 
   bool looks_at_joints() const { return joints; }
+  bool makes_scores() const { return true; }
 
   void add_tile(Strip<E> &strip, const Panel<E> &panel, Share &mine) {
     const bool by_column = t.symmetric || columns;

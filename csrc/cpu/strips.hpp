@@ -104,8 +104,8 @@ template <class E> struct Panel {
 
   int64_t transposed_plane, packed_plane;  // from one part of them to the next
 
-  Panel(const Typed<E> &t, bool differentiates)
-      : transposed(t.deep() ? nullptr : allocate<E>(parts<E> * t.columns_of_panel() * t.depth)),
+  Panel(const Typed<E> &t, bool differentiates, bool makes_scores)
+      : transposed(t.deep() || !makes_scores ? nullptr : allocate<E>(parts<E> * t.columns_of_panel() * t.depth)),
         packed(differentiates && !t.network ? allocate<E>(parts<E> * t.columns_of_panel() * t.width) : nullptr),
         plain(t.network ? allocate<E>(t.columns_of_panel() * t.width) : nullptr),
         bias(allocate<Sum<E>>(t.columns_of_panel())), least_id(allocate<int64_t>(t.p.ids)),

@@ -153,18 +153,27 @@ template <class T> inline Vector<T> log1p_of(Vector<T> u) {
 }
 
 // log(1 + e^s) = max(s, 0) + log(1+u), u = e^-|s|; 2 ulp. Since 0 <= u <= 1, 1+u needs no scaling but by 1/2.
-template <class T> inline Vector<T> softplus_of(Vector<T> s) {
+template <class T> inline Vector<T> softplus_of(Vector<T> s, Vector<T> u) {
   const Vector<T> zero{}, one = all(T(1));
-  const Vector<T> minus_s = -s;
-  const Vector<T> u = exp_of<T>(s < zero ? s : minus_s);
   const auto halve = u > all(T(0.4142135623730950));
   const Vector<T> halved = T(0.5) * u - T(0.5);
   const Vector<T> y = log_of_parts<T>(halve ? one : zero, halve ? halved : u);
   return (s > zero ? s : zero) + y;
 }
+template <class T> inline Vector<T> exp_of_minus_abs(Vector<T> s) {
+  const Vector<T> minus_s = -s;
+  return exp_of<T>(s < Vector<T>{} ? s : minus_s);
+}
+template <class T> inline Vector<T> softplus_of(Vector<T> s) { return softplus_of<T>(s, exp_of_minus_abs<T>(s)); }
 
 // 1 / (1 + e^-s); 3 ulp.
 template <class T> inline Vector<T> sigmoid_of(Vector<T> s) { return T(1) / (exp_of<T>(-s) + T(1)); }
+
+// The same of s and u = e^-|s|, which softplus wants, too; 4 ulp.
+template <class T> inline Vector<T> sigmoid_of(Vector<T> s, Vector<T> u) {
+  const Vector<T> of_positive = T(1) / (u + T(1));
+  return s < Vector<T>{} ? u * of_positive : of_positive;
+}
 
 // log(1 - e^s), s < 0; 4 ulp. w = 1 - e^s from expm1 is exact enough for its logarithm until k = 0: there f = w - 1 is
 // -e^s before rounding.

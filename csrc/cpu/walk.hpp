@@ -70,7 +70,7 @@ template <class E> bool is_left_out(const Typed<E> &t, const Panel<E> &panel, co
 template <class E, class Job> void for_each_tile(const Typed<E> &t, Job &job) {
   const simmim_problem &p = t.p;
   const int64_t width = t.columns_of_panel();
-  Panel<E> panel(t, Job::differentiates);
+  Panel<E> panel(t, Job::differentiates, job.makes_scores());
   job.shares.resize(t.threads());
   bool failed = false;
 #pragma omp parallel num_threads(t.threads())

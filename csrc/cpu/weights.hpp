@@ -98,10 +98,8 @@ template <class T> struct Weights {
 template <class T>
 Vector<T> weight(int function, const Upstream<T> &u, const Weights<T> &w, Vector<T> s, int64_t j, T row_factor,
                  T row_reference) {
-  if (function != SIMMIM_LOGSUMEXP) {
-    const Vector<T> slope = derivative_of<T>(function, s);
-    return slope * (load(w.column_factor.get() + j) + row_factor);
-  }
+  if (function != SIMMIM_LOGSUMEXP)
+    return derivative_of<T>(function, s) * (load(w.column_factor.get() + j) + row_factor);
   if (w.shared) return exp_of<T>(s - w.reference) * (load(w.column_factor.get() + j) + row_factor);
   Vector<T> g{};
   if (u.rows) g += exp_of<T>(s - row_reference) * row_factor;
@@ -147,8 +145,12 @@ void weigh(const Typed<E> &t, const Upstream<Sum<E>> &u, Weights<Sum<E>> &w, Str
     for (int64_t j = from; j < panel.columns; j += lanes) {
       const Vector<T> raw = kept ? load(kept + j) : unclamped_score(t, panel, s, j, bias);
       const Vector<T> clamped = clamped_score(t, raw);
-      if (total) store(values + j, function_of<T>(t.p.function, clamped));
-      Vector<T> g = weight(t.p.function, u, w, clamped, j, factor, reference);
+      Vector<T> g;
+      if (total) {
+        store(values + j, function_and_derivative<T>(t.p.function, clamped, g));
+        g *= load(w.column_factor.get() + j) + factor;
+      } else
+        g = weight(t.p.function, u, w, clamped, j, factor, reference);
       // Comparisons that hold for what is inside, so that NaN is taken for outside, as by the other backends.
       if (t.clamped) g = (raw >= all(t.lo)) & (raw <= all(t.hi)) ? g : Vector<T>{};
       store(s + j, g);

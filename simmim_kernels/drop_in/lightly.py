@@ -1,5 +1,7 @@
 """lightly's NTXentLoss, DCLLoss and DCLWLoss (of 1.6.0), without the logits."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from lightly.loss import DCLLoss as _DCLLoss
@@ -7,7 +9,7 @@ from lightly.loss import DCLWLoss as _DCLWLoss
 from lightly.loss import NTXentLoss as _NTXentLoss
 from torch import Tensor
 
-from ..decoupled import dcl_loss
+from ..decoupled import dcl_loss, mises_fisher_weights
 from ..losses import info_nce_loss, nt_xent_loss
 from ._processes import only_one, world
 
@@ -41,12 +43,18 @@ class DCLLoss(_DCLLoss):
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         group = None
         if self.gather_distributed:
-            option = f"{type(self).__name__}(gather_distributed=True)"
             if self.weight_fn is not None:
-                only_one(f"{option} with a weight_fn")
-            group = world(option)
+                only_one("DCLLoss(gather_distributed=True) with a weight_fn")
+            group = world("DCLLoss(gather_distributed=True)")
         return dcl_loss(out0, out1, _any_sign(self.temperature), weight_fn=self.weight_fn, group=group)
 
 
 class DCLWLoss(_DCLWLoss, DCLLoss):
-    """lightly's DCLWLoss: its constructor, whose weight_fn goes to DCLLoss above."""
+    """lightly's DCLWLoss; of several processes with the weights of one, which are relative to the whole batch."""
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        group = world("DCLWLoss(gather_distributed=True)") if self.gather_distributed else None
+        if group is None:
+            return super().forward(out0, out1)
+        weigh = partial(mises_fisher_weights, sigma=self.weight_fn.keywords["sigma"], group=group)
+        return dcl_loss(out0, out1, _any_sign(self.temperature), weight_fn=weigh, group=group)

@@ -15,15 +15,14 @@ from sentence_transformers.util import batch_to_device, cos_sim, dot_score, pyto
 from torch import Tensor
 
 from ..ranking import guided_ranking_loss, ranking_loss
-from ._processes import only_one
+from ._processes import only_one, world
 
 
 def _ranking(loss: Any, embeddings: list[Tensor]) -> Tensor:
     """The loss with the settings that `loss` has now."""
     if len(embeddings) < 2:
         raise ValueError(f"Expected at least 2 embeddings, got {len(embeddings)}")
-    if loss.gather_across_devices:
-        only_one("gather_across_devices=True")
+    group = world("gather_across_devices=True") if loss.gather_across_devices else None
     normalize = loss.similarity_fct in (cos_sim, pytorch_cos_sim)
     if not normalize and loss.similarity_fct is not dot_score:
         raise NotImplementedError(f"similarity_fct must be cos_sim or dot_score of util, got {loss.similarity_fct!r}")
@@ -38,6 +37,7 @@ def _ranking(loss: Any, embeddings: list[Tensor]) -> Tensor:
         hardness_mode=loss.hardness_mode,
         hardness_strength=loss.hardness_strength,
         normalize=normalize,
+        group=group,
     )
 
 

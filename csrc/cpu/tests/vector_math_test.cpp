@@ -49,6 +49,7 @@ template <class T> std::vector<Function<T>> functions() {
       {"expm1", expm1_of<T>, [](W x) { return std::expm1(x); }, single ? 2.0 : 3.0},
       {"softplus", softplus_of<T>, softplus_reference<W>, 2},
       {"sigmoid", sigmoid_of<T>, sigmoid_reference<W>, 3},
+      {"sigmoid of e^-|s|", [](Vector<T> s) { return sigmoid_of<T>(s, exp_of_minus_abs<T>(s)); }, sigmoid_reference<W>, 4},
       {"log1mexp", log1mexp_of<T>, log1mexp_reference<W>, 4},
       {"log1mexp_slope", log1mexp_slope<T>, log1mexp_slope_reference<W>, 3},
   };

@@ -18,6 +18,10 @@ from .library import ROW_STEP, EntropySum, Gradients, ProblemStruct, Values, loa
 _MOST_LAYERS = 2
 # Up to this many scores are kept from a forward to its backward, 1 MB of them, instead of being made twice.
 KEPT_SCORES = 2**18
+# Of more scores those of a strip of rows are kept, where their sums are by row alone: so many bytes of them, and not
+# where that is fewer rows than this, in all or for a thread, since all columns are packed anew for each strip.
+STRIP_BYTES = 2**24
+_LEAST_ROWS, _LEAST_ROWS_OF_THREAD = 256, 48
 # A thread for each so many multiply-adds of a problem: fewer are done before a second thread has begun. A score's
 # exponentials count as 64.
 WORK_OF_A_THREAD = 2**20
@@ -168,9 +172,21 @@ def cross_entropy_gradients(
 
 
 def sums_cross_entropies(problem: Problem) -> bool:
-    """Whether `cross_entropy_sum` takes it: few scores, and gradients that may wait for their factor."""
+    """Whether `cross_entropy_sum` takes it: where scores can be kept, and gradients wait for their factor for that."""
+    return _rows_at_once(problem) > 0
+
+
+def _rows_at_once(problem: Problem) -> int:
+    """How many rows' scores are kept from the cross entropies to their gradients; 0 where these make them again."""
     (n, m), d = problem.shape, problem.x.shape[1]
-    return n * m <= KEPT_SCORES and (n + m) * d <= 4 * KEPT_SCORES
+    if n * m <= KEPT_SCORES and (n + m) * d <= 4 * KEPT_SCORES:
+        return n
+    if problem.wants_columns or problem.clamped or problem.symmetric:
+        return 0  # of symmetric scores half are made, twice
+    rows = STRIP_BYTES // (problem.compute_dtype.itemsize * -(-m // ROW_STEP) * ROW_STEP)
+    if rows < max(min(_LEAST_ROWS, n), _LEAST_ROWS_OF_THREAD * _threads(problem)):
+        return 0
+    return -(-n // -(-n // rows))  # strips of one size
 
 
 def cross_entropy_sum(
@@ -182,8 +198,9 @@ def cross_entropy_sum(
     value = torch.empty((), dtype=call.dtype)
     made, gradients = _made(problem, needs, symmetric)
     asked = EntropySum(
-        call.point(weights, call.dtype), value.data_ptr(), factor, problem.wants_rows, problem.wants_columns
-    )
+        call.point(weights, call.dtype), value.data_ptr(), factor, problem.wants_rows, problem.wants_columns,
+        _rows_at_once(problem),
+    )  # fmt: skip
     _check(_library().simmim_cross_entropy_sum(call.struct, asked, gradients))
     return value, made
 

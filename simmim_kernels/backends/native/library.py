@@ -13,7 +13,7 @@ from pathlib import Path
 from ..shared_library import Files, Unusable, open_library
 
 # SIMMIM_INTERFACE of csrc/cpu/simmim_cpu.h, which this file follows.
-_INTERFACE = 9
+_INTERFACE = 10
 # SIMMIM_ROW_STEP
 ROW_STEP = 96
 _LIBRARY = Path(__file__).with_name("_native.so")
@@ -60,6 +60,7 @@ class EntropySum(ctypes.Structure):
         *((name, c_void_p) for name in ("weights", "value")),
         ("factor", c_double),
         *((name, c_int32) for name in ("by_row", "by_column")),
+        ("rows_at_once", c_int64),
     )
 
 
