@@ -53,7 +53,7 @@ class Gradient(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("row_reference", "row_upstream", "col_reference", "col_upstream")),
         ("weights", ctypes.c_void_p),
         ("stride", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("sums", "workspace")),
+        *((name, ctypes.c_void_p) for name in ("sums", "weight_sums", "workspace")),
         ("adds", ctypes.c_int32),
     )
 

@@ -138,11 +138,14 @@ template <class S, class Function>
 Status function_weights(simmim_cuda_problem const& p, simmim_cuda_gradient const& g) {
   Launcher<S, PointwiseWeights<Function, S::COLUMNS, S::OPERAND>> launcher;
   if (Status status = launcher.prepare(p)) return status;
-  auto* const parts = g.sums ? static_cast<float*>(g.workspace) : nullptr;
+  int const count = int(blocks_of(p.m, S::COLUMNS));
+  auto* const parts = static_cast<float*>(g.workspace);
+  Merge const values{parts, g.sums, int(p.n), count, !g.adds, true}, weights{parts + p.n * count, g.weight_sums, int(p.n), count, !g.adds, true};
   auto const scores = scores_of<ScoresWithOptions>(p, 0, 0, int(p.n), int(p.m));
-  if (Status status = launcher.launch(0, 0, {scores, g.row_upstream, g.col_upstream, static_cast<typename S::Element*>(g.weights), g.stride, parts}))
+  if (Status status = launcher.launch(0, 0, {scores, g.row_upstream, g.col_upstream, static_cast<typename S::Element*>(g.weights), g.stride,
+                                             g.sums ? parts : nullptr, g.weight_sums ? parts + p.n * count : nullptr}))
     return status;
-  return launcher.template merge<false>({parts, g.sums, int(p.n), int(blocks_of(p.m, S::COLUMNS)), !g.adds, true}, {});
+  return launcher.template merge<false>(values, weights);
 }
 
 // Calls `then` with the function that a problem names.
@@ -254,7 +257,7 @@ Status validate(simmim_cuda_problem const& p) {
 }
 Status validate(simmim_cuda_problem const& p, simmim_cuda_gradient const& g) {
   if (g.stride % 8 || g.stride < p.m) return refuse("the stride of weights must be a multiple of 8 and at least m");
-  if (g.sums && (p.function == SIMMIM_CUDA_LOGSUMEXP || p.n > BLOCK || p.m > BLOCK)) return refuse("there are no sums of this function or size");
+  if ((g.sums || g.weight_sums) && (p.function == SIMMIM_CUDA_LOGSUMEXP || p.n > BLOCK || p.m > BLOCK)) return refuse("there are no sums of this function or size");
   if (reinterpret_cast<uintptr_t>(g.weights) % 16) return refuse("weights must be aligned to 16 bytes");
   return validate(p);
 }
@@ -288,7 +291,8 @@ SIMMIM_API const char* simmim_cuda_variants(void) {
 SIMMIM_API int64_t simmim_cuda_workspace(int64_t n, int64_t m) {
   using namespace simmim;
   int64_t const high = std::min(n, BLOCK), wide = std::min(m, BLOCK);
-  return (blocks_of(wide, 128) * high + blocks_of(high, TILE_ROWS) * wide) * int64_t(sizeof(float));
+  int64_t const of_rows = blocks_of(wide, 128) * high, of_columns = blocks_of(high, TILE_ROWS) * wide;
+  return (of_rows + std::max(of_rows, of_columns)) * int64_t(sizeof(float));  // or two sums of rows
 }
 
 SIMMIM_API int simmim_cuda_statistics(const simmim_cuda_problem* problem, float* rows, float* columns, void* workspace) {

@@ -67,7 +67,7 @@ SIMMIM_DEVICE float joint_product(Machine const& machine, JointPairs const& p, i
 SIMMIM_DEVICE void cross_entropy(JointPairs const& p, JointSide const& side, int i, float joint, float& of_others, float& term) {
   // A joint score of +inf would hide itself: its cross entropy is inf - inf.
   float const hidden = joint == INFINITY ? joint - joint : 0.f;
-  Point const v = Softplus::of(side.others[i] - joint + hidden);
+  Point const v = Softplus::of_one(side.others[i] - joint + hidden);
   if (side.entropies) side.entropies[i] = v.value;
   float const upstream = side.upstream ? side.upstream[i * side.stride] : 1.f;
   bool const counts = !p.weights || upstream != 0.f;

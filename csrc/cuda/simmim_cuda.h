@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 /* Counts the changes of this file, so that a library built from another one is not taken for this one's. */
-#define SIMMIM_CUDA_INTERFACE 3
+#define SIMMIM_CUDA_INTERFACE 4
 int simmim_cuda_interface(void);
 
 #define SIMMIM_CUDA_INVALID (-1)
@@ -82,8 +82,9 @@ typedef struct {
   const float *row_reference, *row_upstream, *col_reference, *col_upstream;
   void *weights;
   int64_t stride;
-  /* Of a function, for n and m up to 16384: psi of each row, (n), set, or added to if `adds`; or NULL. */
-  float *sums;
+  /* Of a function, for n and m up to 16384: sums of psi and of the weights of each row, (n), set, or added to if `adds`; or
+   * NULL. */
+  float *sums, *weight_sums;
   void *workspace; /* as much as for statistics, if there are sums */
   int32_t adds;
 } simmim_cuda_gradient;

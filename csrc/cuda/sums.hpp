@@ -7,6 +7,9 @@
 
 namespace simmim {
 
+// Scores of a row that a function takes together.
+constexpr int AT_ONCE = 8;
+
 // Whether all pairs of a tile count and weigh as they are, as in nearly all tiles they do.
 template <int COLUMNS>
 SIMMIM_DEVICE bool is_untouched(ScoresWithOptions const& p, int i0, int j0) {
@@ -23,9 +26,12 @@ struct UntouchedTile {
   SIMMIM_DEVICE UntouchedTile(Group& group, ScoresWithOptions const& p, Accumulators<COLUMNS>& acc, int i0, int j0) {
     scores_of_products(group, p, acc, i0, j0);
   }
-  template <class Function>
-  SIMMIM_DEVICE Point of(Accumulators<COLUMNS>& acc, int r, int c) const {
-    return Function::of(acc.at(r, c));
+  template <class Function, int K>
+  SIMMIM_DEVICE void of(Accumulators<COLUMNS>& acc, int r, int c, Point (&found)[K]) const {
+    float s[K];
+    SIMMIM_UNROLL
+    for (int k = 0; k < K; ++k) s[k] = acc.at(r, c + k);
+    Function::of(s, found);
   }
   SIMMIM_DEVICE bool weighs(int, int) const { return true; }
 };
@@ -54,11 +60,18 @@ struct PointwiseTile {
   }
 
   // No gradient passes beyond the clamp, where the slope is 0.
-  template <class Function>
-  SIMMIM_DEVICE Point of(Accumulators<COLUMNS>& acc, int r, int c) const {
-    bool const minus = negated.at(r, c);
-    Point const v = Function::of(minus ? -acc.at(r, c) : acc.at(r, c));
-    return {counted.at(r, c) ? v.value : 0.f, weighed.at(r, c) ? (minus ? -v.slope : v.slope) : 0.f};
+  template <class Function, int K>
+  SIMMIM_DEVICE void of(Accumulators<COLUMNS>& acc, int r, int c, Point (&found)[K]) const {
+    float s[K];
+    SIMMIM_UNROLL
+    for (int k = 0; k < K; ++k) s[k] = negated.at(r, c + k) ? -acc.at(r, c + k) : acc.at(r, c + k);
+    Function::of(s, found);
+    SIMMIM_UNROLL
+    for (int k = 0; k < K; ++k) {
+      auto& [value, slope] = found[k];
+      value = counted.at(r, c + k) ? value : 0.f;
+      slope = weighed.at(r, c + k) ? (negated.at(r, c + k) ? -slope : slope) : 0.f;
+    }
   }
   SIMMIM_DEVICE bool weighs(int r, int c) const { return weighed.at(r, c); }
 };
@@ -121,12 +134,16 @@ struct Sums {
     template <class Tile>
     SIMMIM_DEVICE static void add(Tile const& tile, A& acc, float (&by_row)[R], float (&by_column)[C]) {
       SIMMIM_UNROLL
-      for (int c = 0; c < C; ++c)
+      for (int c = 0; c < C; c += AT_ONCE)
         SIMMIM_UNROLL
         for (int r = 0; r < R; ++r) {
-          float const v = tile.template of<Function>(acc, r, c).value;
-          by_row[r] = c == 0 ? v : by_row[r] + v;
-          by_column[c] = r == 0 ? v : by_column[c] + v;
+          Point v[AT_ONCE];
+          tile.template of<Function>(acc, r, c, v);
+          SIMMIM_UNROLL
+          for (int k = 0; k < AT_ONCE; ++k) {
+            by_row[r] = c + k == 0 ? v[k].value : by_row[r] + v[k].value;
+            by_column[c + k] = r == 0 ? v[k].value : by_column[c + k] + v[k].value;
+          }
         }
     }
 
@@ -148,7 +165,7 @@ struct PointwiseWeights {
     float const *row_upstream, *col_upstream;  // a and b, or null for a side without
     typename ElementOf<OPERAND>::Type* weights;  // as Weights has them
     int64_t stride;
-    float* row_parts;  // of the values: (tiles in a row of the block, scores.rows), or null
+    float *row_parts, *weight_parts;  // sums of values and of weights: (tiles in a row of the block, scores.rows), or null
   };
   struct Shared {
     float row[TILE_ROWS];
@@ -183,22 +200,31 @@ struct PointwiseWeights {
       SIMMIM_UNROLL
       for (int r = 0; r < R; ++r) {
         float const a = shared_.row[A::row(t, r)];
-        float sum = 0.f;
+        float sum = 0.f, sum_of_weights = 0.f;
         SIMMIM_UNROLL
-        for (int c = 0; c < C; ++c) {
-          Point const v = tile.template of<Function>(acc, r, c);
-          sum += v.value;
-          // What does not count weighs nothing, whatever its upstream gradient is.
-          acc.at(r, c) = tile.weighs(r, c) ? v.slope * (a + shared_.column[A::column(t, c)]) : 0.f;
+        for (int c = 0; c < C; c += AT_ONCE) {
+          Point v[AT_ONCE];
+          tile.template of<Function>(acc, r, c, v);
+          SIMMIM_UNROLL
+          for (int k = 0; k < AT_ONCE; ++k) {
+            sum += v[k].value;
+            // What does not count weighs nothing, whatever its upstream gradient is.
+            acc.at(r, c + k) = tile.weighs(r, c + k) ? v[k].slope * (a + shared_.column[A::column(t, c + k)]) : 0.f;
+            sum_of_weights += acc.at(r, c + k);
+          }
         }
-        if (p_.row_parts) {
-          int const i = i0 + A::row(t, r);
-          sum = over_quad(group_, sum, Add{});
-          if (group_.lane() % QUAD == 0 && i < p_.scores.rows) p_.row_parts[int64_t(tj) * p_.scores.rows + i] = sum;
-        }
+        int const i = i0 + A::row(t, r);
+        part(p_.row_parts, sum, i, tj);
+        part(p_.weight_parts, sum_of_weights, i, tj);
         store<OPERAND, COLUMNS>(group_, p_, acc, r, i0, j0);
         group_.sync_warp();
       }
+    }
+
+    SIMMIM_DEVICE void part(float* parts, float sum, int i, int tj) {
+      if (!parts) return;
+      sum = over_quad(group_, sum, Add{});
+      if (group_.lane() % QUAD == 0 && i < p_.scores.rows) parts[int64_t(tj) * p_.scores.rows + i] = sum;
     }
 
     Group& group_;

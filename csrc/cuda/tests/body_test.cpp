@@ -250,16 +250,16 @@ double error_of_softplus(Case const& p) {
   std::vector<float> a(high), b(wide);
   for (auto& v : a) v = normal(random);
   for (auto& v : b) v = normal(random);
-  Output<float> rows(across * high, NAN), columns(down * wide, NAN), along(across * high, NAN);
+  Output<float> rows(across * high, NAN), columns(down * wide, NAN), along(across * high, NAN), of_weights(across * high, NAN);
   Output<uint16_t> weights(high * stride, 0x7fff);
   auto const scores = data.handed<ScoresWithOptions>(p);
   if (!launch<S, Sums<Softplus, S::COLUMNS>>(p, data, {scores, rows.data(), columns.data()})) return INFINITY;
   using Epilogue = PointwiseWeights<Softplus, S::COLUMNS, Operand::BFLOAT16>;
-  if (!launch<S, Epilogue>(p, data, {scores, a.data(), b.data(), weights.data(), stride, along.data()})) return INFINITY;
-  if (!rows.whole() || !columns.whole() || !along.whole() || !weights.whole()) return INFINITY;
+  if (!launch<S, Epilogue>(p, data, {scores, a.data(), b.data(), weights.data(), stride, along.data(), of_weights.data()})) return INFINITY;
+  if (!rows.whole() || !columns.whole() || !along.whole() || !of_weights.whole() || !weights.whole()) return INFINITY;
 
   double worst = 0;
-  std::vector<double> by_row(high), by_column(wide);
+  std::vector<double> by_row(high), by_column(wide), weighed(high);
   for (int i = 0; i < high; ++i)
     for (int j = 0; j < wide; ++j) {
       int64_t const at = int64_t(i) * wide + j;
@@ -268,6 +268,7 @@ double error_of_softplus(Case const& p) {
       by_column[j] += value;
       int const sign = p.joint == NEGATED && p.column + j == data.positives[p.row + i] ? -1 : 1;
       double const slope = s > -INFINITY && !data.beyond[at] ? sign / (1 + std::exp(-s)) : 0;
+      weighed[i] += slope * (a[i] + b[j]);
       double const error = std::fabs(host::float_of(weights[i * stride + j]) - slope * (a[i] + b[j])) / (std::fabs(slope * (a[i] + b[j])) + 1e-6);
       // bfloat16 rounds by up to WEIGHT_TOLERANCE, after float32 has: to the scale of the sums.
       worst = std::isfinite(error) ? std::max(worst, error * TOLERANCE / (1.1 * WEIGHT_TOLERANCE)) : INFINITY;
@@ -275,10 +276,10 @@ double error_of_softplus(Case const& p) {
   auto const see = [&](float const* parts, int count, int step, double want) {
     double sum = 0;
     for (int t = 0; t < count; ++t) sum += parts[int64_t(t) * step];
-    double const error = std::fabs(sum - want) / (want + 1);
+    double const error = std::fabs(sum - want) / (std::fabs(want) + wide * 0.01 + 1);
     worst = std::isfinite(error) ? std::max(worst, error) : INFINITY;
   };
-  for (int i = 0; i < high; ++i) see(&rows[i], across, high, by_row[i]), see(&along[i], across, high, by_row[i]);
+  for (int i = 0; i < high; ++i) see(&rows[i], across, high, by_row[i]), see(&along[i], across, high, by_row[i]), see(&of_weights[i], across, high, weighed[i]);
   for (int j = 0; j < wide; ++j) see(&columns[j], down, wide, by_column[j]);
   return worst;
 }

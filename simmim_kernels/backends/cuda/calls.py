@@ -93,11 +93,12 @@ class Call:
         of_rows: Side | None,
         of_columns: Side | None,
         sums: Tensor | None = None,
+        weight_sums: Tensor | None = None,
         workspace: Tensor | None = None,
     ) -> None:
         """Writes dL/ds of a block of pairs to the upper left of `out`, whose columns are a multiple of 8.
 
-        Of a pointwise function `sums` (N,) are set, or from the second block of a row on added to.
+        Of a function its `sums` and `weight_sums`, (N,), are set, or from the second block of a row on added to.
         """
         sides = ((of_rows, rows), (of_columns, columns))
         vectors = [
@@ -106,7 +107,7 @@ class Call:
             for vector in side or (None, None)
         ]
         gradient = GradientStruct(
-            *(*vectors, out.data_ptr(), out.stride(0), address(sums, rows.start)),
+            *(*vectors, out.data_ptr(), out.stride(0), address(sums, rows.start), address(weight_sums, rows.start)),
             *(None if workspace is None else workspace.data_ptr(), columns.start > 0),
         )
         _check(_library().simmim_cuda_weights(self._struct(rows, columns), gradient))

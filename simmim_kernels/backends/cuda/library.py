@@ -12,7 +12,7 @@ from pathlib import Path
 from ..shared_library import Files, Unusable, open_library
 
 # SIMMIM_CUDA_INTERFACE of csrc/cuda/simmim_cuda.h, which this file follows.
-_INTERFACE = 3
+_INTERFACE = 4
 _LIBRARY = Path(__file__).with_name("_cuda.so")
 # What the build leaves beside it, or in its place.
 _DIGEST = Path(__file__).with_name("_cuda_digest.txt")
@@ -39,7 +39,7 @@ class GradientStruct(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("row_reference", "row_upstream", "col_reference", "col_upstream", "weights")),
         ("stride", c_int64),
-        *((name, c_void_p) for name in ("sums", "workspace")),
+        *((name, c_void_p) for name in ("sums", "weight_sums", "workspace")),
         ("adds", c_int32),
     )
 

@@ -79,13 +79,14 @@ def by_blocks(
         made.end_rows(slice(0, n))
         return made.found()
     made.begin_blocks()
+    weight_sums = made.drow if made.has_row_sums else None
     weights = torch.empty((min(BLOCK, n), min(BLOCK, -(-m // 8) * 8)), dtype=call.x.dtype, device=call.device)
     workspace = None if sums is None else call.workspace(min(BLOCK, n), min(BLOCK, m))
     for i in range(0, n, BLOCK):
         rows = slice(i, min(i + BLOCK, n))
         for j in range(0, m, BLOCK):
             columns = slice(j, min(j + BLOCK, m))
-            call.weights(weights, rows, columns, of_rows, of_columns, sums, workspace)
+            call.weights(weights, rows, columns, of_rows, of_columns, sums, weight_sums, workspace)
             g = _part(weights, slice(0, rows.stop - i))
             made.add(g if columns.stop - j == g.shape[1] else g[:, : columns.stop - j], rows, columns)
         made.end_rows(rows)
@@ -98,6 +99,8 @@ class _Gradients:
     def __init__(self, call: Call, needs: list[bool], unit: Tensor | None, joint: Joint | None, waits: bool):
         p, d = call.problem, call.x.shape[1]
         self.call, self.unit, self.joint = call, unit, joint
+        # A pointwise function's kernel has sums of its weights at hand, as it has those of the function.
+        self.has_row_sums = waits
         needs_x, needs_y, *needs_biases, needs_scale = needs
         self.needs_rows, self.needs_columns = needs_x or needs_scale, needs_y
         self.of_rows: Tensor | None = None
@@ -141,7 +144,7 @@ class _Gradients:
             add_product(_part(self.of_rows, slice(0, len(g))), g, y, first=columns.start == 0)
         if self.of_columns is not None:
             add_product(_part(self.of_columns, columns), g.T, x, first=rows.start == 0)
-        if self.drow is not None:
+        if self.drow is not None and not self.has_row_sums:
             self.drow[rows] += g.sum(1, dtype=torch.float32)
         if self.dcol is not None:
             self.dcol[columns] += g.sum(0, dtype=torch.float32)
