@@ -45,7 +45,7 @@ def _of_the_baselines(result: MutualInformationEstimate) -> list[str]:
             found.append(
                 f"{LABELS[name]} reads {baseline.value:.2f} nats, {excess:.2f} more than {LABELS[result.quote]}: "
                 "the critics may have learnt too little"
-                + ("" if name == "ksg" or result.nearly_gaussian else ", or ranks have no Gaussian copula")
+                + ("" if name != "gaussian_copula" or result.nearly_gaussian else ", or ranks have no Gaussian copula")
             )
     return found
 
