@@ -16,6 +16,7 @@ from rich.table import Table
 
 import simmim_kernels_entry as entry
 from simmim_kernels import backends, estimation
+from simmim_kernels.backends import ENVIRONMENT_VARIABLE
 from simmim_kernels.backends.native import library
 from simmim_kernels.commands import arguments as arguments_of_commands
 from simmim_kernels.commands import info
@@ -183,7 +184,7 @@ def test_the_parser_offers_what_an_estimate_takes():
     """Which it cannot import: that takes PyTorch."""
     assert arguments_of_commands.CRITICS == estimation.CRITICS
     assert tuple(estimation.TRANSFORMS) == arguments_of_commands.TRANSFORMS
-    assert arguments_of_commands._BACKEND == backends.ENVIRONMENT_VARIABLE
+    assert arguments_of_commands._BACKEND == ENVIRONMENT_VARIABLE
 
 
 # What is printed.

@@ -117,9 +117,9 @@ def test_nearest_neighbours_by_loops_and_by_the_truth(monkeypatch):
     assert value == pytest.approx(ksg_by_loops(x, y), abs=1e-12)
     assert coinciding == 40 / 150
     found = baselines(*gaussians(2000, 1, 1.0))
-    for baseline in found.values():
-        assert baseline.value == pytest.approx(1.0, abs=0.08)
-        assert baseline.rows == 2000
+    for name in ("gaussian_copula", "ksg"):
+        assert found[name].value == pytest.approx(1.0, abs=0.08)
+        assert found[name].rows == 2000
 
 
 def test_a_baseline_that_cannot_be_made_says_why():

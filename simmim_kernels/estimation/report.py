@@ -65,8 +65,8 @@ class Fold:
     test_rows: int
     steps: int
     best_stage: str
-    """What did best on the validation rows: "untrained", "cca" (the linear start as it is), a training stage, "linear"
-    or "full", or "averaged", the mean of the critics trained from the linear start and from a random one."""
+    """What did best on the validation rows: "untrained", "cca" (the linear start as it is), "pairs" (tables of
+    pairs of columns), a training stage, "linear" or "full", or "mixed", the weighted sum of all of these."""
     best_step: int
     validation_infonce: float
     stopped_early: bool
@@ -246,7 +246,9 @@ def pooled(folds: list[tuple[float, Tensor]], clusters: Tensor | None = None) ->
         count = int(clusters.max()) + 1
         sums = torch.zeros(count, dtype=pairs.dtype).index_add_(0, clusters, (pairs - pairs.mean()).cpu())
         error = math.sqrt(sums.square().sum().item() * count / (count - 1)) / len(pairs)
-    error = max(error, float(np.std(per_fold, ddof=1)) / math.sqrt(len(per_fold)))
+    # An average of e^s may overflow in a fold.
+    spread = float(np.std(per_fold, ddof=1)) if np.isfinite(per_fold).all() else math.inf
+    error = max(error, spread / math.sqrt(len(per_fold)))
     return BoundEstimate(value, error, *interval(value, error), per_fold)
 
 
