@@ -127,6 +127,16 @@ def test_neighbours_by_pairs_are_summed_where_columns_are_independent():
     assert baselines(x[:, :1], y[:, :1])["ksg_pairs"].missing == "it is for 2 to 16 columns"
     twice = [np.column_stack([t, t[:, 0] + 0.01 * np.random.default_rng(0).random(3000)]) for t in (x, y)]
     assert baselines(*twice)["ksg_pairs"].missing == "columns depend on each other, in x and in y"
+    rounded = (50 * x).round(), (50 * y).round()
+    assert "of discrete values" in baselines(*rounded)["ksg_pairs"].missing
+
+
+def test_rows_beyond_need_are_left_out(monkeypatch):
+    """Every third of them, by order: what a quantile is made from has a limit in PyTorch, of 2**24."""
+    x, y = (torch.from_numpy(t).float() for t in uniform_noise(2000, 1))
+    monkeypatch.setattr(pairs, "_MOST_ROWS", 800)
+    assert len(pairs._some(x)) == 667
+    assert pairs.matched(x, y) == [(0, 0)]
 
 
 @pytest.fixture(scope="module")

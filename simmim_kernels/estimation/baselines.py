@@ -18,6 +18,7 @@ NEIGHBOURS = 3
 # Comparisons of two numbers that the nearest neighbours may take, about ten seconds of a core; and their chunks' size.
 _MOST_COMPARISONS, _CHUNK = 1e9, 2**22
 _MOST_COLUMNS, _MOST_ROWS_OF_PAIRS = 64, 4000
+_DISCRETE = f"of discrete values it needs most pairs {NEIGHBOURS + 1} times"
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,14 @@ def _neighbours(x: np.ndarray, y: np.ndarray, seed: int) -> Baseline:
     rows = min(len(x), int(math.sqrt(_MOST_COMPARISONS / columns)))
     chosen = np.sort(np.random.default_rng(seed).permutation(len(x))[:rows])
     near_x, near_y = (torch.from_numpy(values[chosen]).float() for values in (x, y))
-    value, coinciding = nearest_neighbours(near_x, near_y)
-    discrete = all(len(t.unique(dim=0)) < rows / 2 for t in (near_x, near_y))
-    if discrete and coinciding < 0.5:
-        return Baseline(None, rows, kind, f"of discrete values it needs most pairs {NEIGHBOURS + 1} times")
-    return Baseline(value, rows, kind)
+    value = _unless_discrete(near_x, near_y)
+    return Baseline(value, rows, kind, _DISCRETE if value is None else None)
+
+
+def _unless_discrete(x: Tensor, y: Tensor) -> float | None:
+    value, coinciding = nearest_neighbours(x, y)
+    discrete = all(len(t.unique(dim=0)) < len(x) / 2 for t in (x, y))
+    return None if discrete and coinciding < 0.5 else value
 
 
 def _neighbours_of_pairs(x: np.ndarray, y: np.ndarray, seed: int) -> Baseline:
@@ -101,8 +105,11 @@ def _neighbours_of_pairs(x: np.ndarray, y: np.ndarray, seed: int) -> Baseline:
     chosen = np.sort(np.random.default_rng(seed).permutation(len(x))[:_MOST_ROWS_OF_PAIRS])
     near_x, near_y = (side[chosen].float() for side in both)
     pairs = matched(*both)
-    value = sum(nearest_neighbours(near_x[:, [j]], near_y[:, [k]])[0] for j, k in pairs)
-    return Baseline(float(value), len(chosen), kind)
+    values = [_unless_discrete(near_x[:, [j]], near_y[:, [k]]) for j, k in pairs]
+    found = [value for value in values if value is not None]
+    if len(found) < len(values):
+        return Baseline(None, len(chosen), kind, _DISCRETE)
+    return Baseline(float(sum(found)), len(chosen), kind)
 
 
 def nearest_neighbours(x: Tensor, y: Tensor, k: int = NEIGHBOURS) -> tuple[float, float]:

@@ -16,6 +16,7 @@ MOST_COLUMNS = 16
 
 # A side, to find pairs by; half as many where there are fewer rows.
 _CELLS, _ROWS_FOR_CELLS, _DEVIATIONS = 8, 800, 4
+_MOST_ROWS = 2**17  # to find pairs in, and quantiles: more would tell no more
 _LEAST_INFORMATION = 0.02  # nats of a pair, less what independent columns would give
 # Points of a table, a side, and of all tables; and rounds, each of twice the points a side of the one before.
 _SIDE, _POINTS_A_ROW, _MOST_POINTS, _ROUNDS = 192, 6, 160_000, 3
@@ -97,6 +98,7 @@ def matched(x: Tensor, y: Tensor) -> list[tuple[int, int]]:
     """
     if max(x.shape[1], y.shape[1]) > MOST_COLUMNS:
         return []
+    x, y = _some(x), _some(y)
     joint = _in_cells(x, y)
     expected = joint.sum(3, keepdim=True) * joint.sum(2, keepdim=True)
     information = _divergence(joint, expected) - (joint.shape[2] - 1) ** 2 / (2 * len(x))
@@ -112,10 +114,15 @@ def matched(x: Tensor, y: Tensor) -> list[tuple[int, int]]:
 
 def are_independent(columns: Tensor) -> bool:
     """Whether no two of the columns (N, d) share more than chance would have them, by cells between quantiles."""
+    columns = _some(columns)
     joint = _in_cells(columns, columns)
     expected = joint.sum(3, keepdim=True) * joint.sum(2, keepdim=True)
     shared = 2 * len(columns) * _divergence(joint, expected)
     return bool((shared.fill_diagonal_(0) < _limit((joint.shape[2] - 1) ** 2)).all())
+
+
+def _some(rows: Tensor) -> Tensor:
+    return rows[:: len(rows) // _MOST_ROWS + 1]
 
 
 def _limit(degrees: int) -> float:
@@ -146,6 +153,7 @@ def _is_beyond_gaussians(x: Tensor, y: Tensor) -> bool:
     The divergence times 2 N has the chi-squared distribution of as many degrees as there are cells, nearly, where it
     is one. What linear critics know is not asked twice.
     """
+    x, y = _some(x), _some(y)
     joint = _in_cells(x[:, None], y[:, None])[0, 0]
     count = len(joint)
     r = torch.corrcoef(torch.stack([x, y]).double())[0, 1].clamp(-0.9999, 0.9999)
@@ -163,7 +171,7 @@ class _Points:
         self.grids, places = [], []
         for column in columns:
             levels = torch.linspace(0, 1, side, device=column.device)
-            grid, which = torch.unique(torch.quantile(column, levels), return_inverse=True)
+            grid, which = torch.unique(torch.quantile(_some(column), levels), return_inverse=True)
             self.grids.append(grid)
             # Both by value and by rank, since an edge may be straight in either.
             rank = torch.zeros_like(grid).scatter_add_(0, which, levels) / which.bincount()
