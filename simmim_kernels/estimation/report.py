@@ -114,8 +114,12 @@ class MutualInformationEstimate:
 
     @property
     def quote(self) -> str:
-        """The name of the bound to quote: "infonce", or "dv" where that is within 2.5 nats of its ceiling."""
-        return "dv" if self.nats > self.ceiling - LOW_WITHIN else "infonce"
+        """The name of the bound to quote: "infonce", or "dv" where that is within 2.5 nats of its ceiling and reads more.
+
+        A DV that reads less is of a critic whose largest scores are wrong, and the worse of two lower bounds.
+        """
+        low = self.nats > self.ceiling - LOW_WITHIN
+        return "dv" if low and self.bounds["dv"].value > self.nats else "infonce"
 
     @property
     def saturated(self) -> bool:
