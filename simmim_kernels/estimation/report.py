@@ -114,7 +114,7 @@ class MutualInformationEstimate:
 
     @property
     def quote(self) -> str:
-        """Name of the bound to quote: "infonce", or "dv" where that is within 2.5 nats of its ceiling and this reads more.
+        """The bound to quote: "infonce", or "dv" where that is within 2.5 nats of its ceiling and this reads more.
 
         A DV that reads less is of a critic whose largest scores are wrong, and the worse of two lower bounds.
         """
