@@ -4,9 +4,11 @@
 line of the command runs.
 """
 
+import importlib.util
 import os
 import signal
 import sys
+from pathlib import Path
 
 INTERRUPTED = 130  # what a shell calls the status of a program that Ctrl-C ended
 
@@ -20,6 +22,7 @@ def main() -> int:
 
         print("simmim-kernels", metadata.version("simmim_kernels"))
         return 0
+    _refuse_what_is_no_argument()
     # libgomp reads this when PyTorch loads it. By default its threads spin for milliseconds, which is a scheduler's
     # slice: where other programs want the cores too, they spin in the place of the thread that they wait for, and a
     # training of small steps takes ten times its share. Once a process has more threads than cores libgomp itself
@@ -41,6 +44,20 @@ def main() -> int:
     if interruptible:
         signal.signal(signal.SIGINT, _leave)
     return status
+
+
+def _refuse_what_is_no_argument() -> None:
+    """Exits with 2, or with 0 after --help, where the file of the arguments says so; the package stays unimported."""
+    package = importlib.util.find_spec("simmim_kernels")
+    if package is None or package.origin is None:
+        return  # the import says what is wrong
+    file = Path(package.origin).parent / "commands" / "arguments.py"
+    spec = importlib.util.spec_from_file_location("simmim_kernels_arguments", file)
+    assert spec is not None
+    assert spec.loader is not None
+    arguments = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(arguments)
+    arguments.parse(sys.argv[1:])
 
 
 def _leave(*_: object) -> None:

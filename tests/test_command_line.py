@@ -15,8 +15,10 @@ import torch
 from rich.table import Table
 
 import simmim_kernels_entry as entry
-from simmim_kernels import backends
+from simmim_kernels import backends, estimation
+from simmim_kernels.backends import ENVIRONMENT_VARIABLE
 from simmim_kernels.backends.native import library
+from simmim_kernels.commands import arguments as arguments_of_commands
 from simmim_kernels.commands import info
 from simmim_kernels.commands.command_line import main
 from simmim_kernels.commands.files import check_file, write
@@ -112,6 +114,7 @@ def run_entry(tmp_path):
         (commands.parent / "__init__.py").write_text(package)
         (commands / "__init__.py").touch()
         (commands / "command_line.py").write_text(command_line)
+        (commands / "arguments.py").write_text(Path(arguments_of_commands.__file__).read_text())
         (tmp_path / ENTRY.name).write_text(ENTRY.read_text())
         kept = {name: value for name, value in os.environ.items() if name not in entry._WAITS}
         return subprocess.Popen(
@@ -156,6 +159,32 @@ def test_openmp_waits_briefly_unless_the_environment_says_how(run_entry, environ
 def test_version_needs_no_pytorch(run_entry):
     run = run_entry("--version", package="raise SystemExit('imported')")
     assert run.communicate(timeout=30) == (f"simmim-kernels {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["estimate", "x.npy", "y.npy", "--nonsense"], 2, "error: unrecognized arguments: --nonsense"),
+        (["estimate", "x.npy"], 2, "estimate needs a file Y"),
+        (["demo", "--seed", "none"], 2, "argument --seed: must be an integer"),
+        (["--help"], 0, "usage: simmim-kernels"),
+        (["estimate", "--help"], 0, "--permutations"),
+    ],
+)
+def test_what_is_no_argument_is_refused_before_pytorch(run_entry, arguments, status, said):
+    """Where the environment names a backend, too, which only the package can check."""
+    run = run_entry(*arguments, package="raise SystemExit('imported')", SIMMIM_KERNELS_BACKEND="tiled")
+    out, err = run.communicate(timeout=30)
+    assert run.returncode == status
+    assert said in (err if status else out)
+    assert "imported" not in out + err
+
+
+def test_the_parser_offers_what_an_estimate_takes():
+    """Which it cannot import: that takes PyTorch."""
+    assert arguments_of_commands.CRITICS == estimation.CRITICS
+    assert tuple(estimation.TRANSFORMS) == arguments_of_commands.TRANSFORMS
+    assert arguments_of_commands._BACKEND == ENVIRONMENT_VARIABLE
 
 
 # What is printed.

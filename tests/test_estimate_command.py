@@ -92,7 +92,12 @@ def test_json_holds_all_of_the_estimate(pairs, capsys):
         "permutations": 0,
     }
     assert found["quote"] == "infonce"
-    assert found["baselines"].keys() == {"gaussian_copula", "ksg"}
+    assert found["baselines"].keys() == {"gaussian_copula", "ksg", "ksg_pairs"}
+    assert (
+        found["shortfall"]
+        >= max(found["baselines"][name]["value"] for name in ("gaussian_copula", "ksg"))
+        - (found["bounds"]["infonce"]["value"])
+    )
     assert found["baselines"]["ksg"]["rows"] == 60
     assert found["p_value"] is None
     assert found["versions"].keys() == {"simmim_kernels", "torch", "numpy", "python"}
@@ -122,6 +127,7 @@ def test_the_report_has_every_bound_its_warnings_and_writes_json(pairs, capsys, 
         assert name in printed
         assert f"{(found['bounds'] | found['baselines'])[label]['value']:.3f}" in printed
     assert f"ceiling of InfoNCE {math.log(30):.2f} nats" in printed
+    assert f"Shortfall: {found['shortfall']:.2f} nats or more may be missing" in printed.replace("\n", " ")
     assert found["warnings"]
     for warning in found["warnings"]:
         assert f"Warning: {warning}" in printed.replace("\n", " ")

@@ -25,15 +25,15 @@ def gaussians(n, d, nats, seed=0):
 
 @pytest.mark.parametrize("critic", ["separable", "mlp"])
 def test_gaussians_come_near_the_truth_from_below(critic):
-    x, y = gaussians(2000, 2, 1.0)
-    options = {"batch_size": 64, "max_steps": 300} if critic == "mlp" else {"batch_size": 256, "max_steps": 40}
+    x, y = gaussians(1400, 2, 1.0)
+    options = {"batch_size": 64, "max_steps": 200} if critic == "mlp" else {"batch_size": 256, "max_steps": 40}
     result = sk.estimate(x, y, folds=2, critic=critic, **options)
     for name in ("infonce", "dv", "nwj", "smile"):
         assert result.bounds[name].value == pytest.approx(1.0, abs=0.15), name
         assert result.bounds[name].low < 1.05
     assert result.nats == result.bounds["infonce"].value
     assert not result.saturated
-    assert result.ceiling == pytest.approx(math.log(1000))
+    assert result.ceiling == pytest.approx(math.log(700))
 
 
 def test_a_product_needs_the_networks():
@@ -42,12 +42,12 @@ def test_a_product_needs_the_networks():
     x = rng.standard_normal((1500, 2))
     y = x.prod(1) + 0.1 * rng.standard_normal(1500)
     result = sk.estimate(x, y, folds=2, batch_size=128, max_steps=120)
-    assert {fold.best_stage for fold in result.folds} <= {"full", "averaged"}
+    assert {fold.best_stage for fold in result.folds} <= {"full", "mixed"}
     assert result.nats > 0.7
     assert result.nats > np.mean([fold.cca_infonce for fold in result.folds]) + 0.2
 
 
-@pytest.mark.parametrize(("n", "d"), [(200, 1), (1000, 5), (400, 50)])
+@pytest.mark.parametrize(("n", "d"), [(200, 1), (600, 5), (300, 40)])
 def test_independent_samples_read_zero(n, d):
     x, y = gaussians(n, d, 0.0)
     for found in sk.estimate(x, y, folds=2, batch_size=128, max_steps=40).bounds.values():
@@ -74,12 +74,12 @@ def test_indicators_are_for_a_few_columns_of_symbols():
 def test_symbols_are_read_whatever_their_order():
     """Ten of them, in no order, kept with probability 0.8: the information by the table of joint probabilities."""
     rng = np.random.default_rng(0)
-    x, other = rng.integers(10, size=(2, 3000))
-    y = rng.permutation(10)[np.where(rng.random(3000) < 0.8, x, other)]
+    x, other = rng.integers(10, size=(2, 1500))
+    y = rng.permutation(10)[np.where(rng.random(1500) < 0.8, x, other)]
     joint = np.full((10, 10), 0.002) + 0.08 * np.eye(10)
     truth = (joint * np.log(joint / 0.01)).sum()
     assert joint.sum() == pytest.approx(1)
-    result = sk.estimate(x, y, folds=2, batch_size=256, max_steps=60)
+    result = sk.estimate(x, y, folds=2, batch_size=128, max_steps=40)
     assert result.nats == pytest.approx(truth, abs=0.15)
 
 
@@ -179,7 +179,7 @@ def equal(a, b):
 def test_no_critic_has_seen_the_rows_it_is_tested_on(watched, transform):
     splits, critics = watched
     x, y = gaussians(301, 3, 1.0)
-    options = {**QUICK, "folds": 3, "transform": transform}
+    options = {**QUICK, "transform": transform}
     first = sk.estimate(x, y, **options)
     assert "untrained" not in {fold.best_stage for fold in first.folds}
     assert sorted(np.concatenate([split.test for split in splits])) == list(range(301))
@@ -189,7 +189,7 @@ def test_no_critic_has_seen_the_rows_it_is_tested_on(watched, transform):
         changed = x.copy()
         changed[getattr(splits[0], part)] *= -1.5
         again = sk.estimate(changed, y, **options)
-        assert equal(critics[0], critics[-3]) is not alters
+        assert equal(critics[0], critics[-2]) is not alters
         assert (again.folds[0] == first.folds[0]) is not alters
         assert again.bounds["infonce"].per_fold[0] != first.bounds["infonce"].per_fold[0]
 

@@ -314,12 +314,16 @@ def test_the_suite_is_halved_and_measured(monkeypatch):
     assert abs(row["estimate"]["infonce"] - row["truth"]) < 0.3
     line = report.suite_table([row], suite.DESIGN).splitlines()[-1]
     assert line.startswith("| 10 symbols | 300 | 1.44 |")
+    row["shortfall"] = 0.1
     far = {**row, "case": "30 symbols", "estimate": {"infonce": row["truth"] + 0.5}, "interval": [0, 0.1]}
     far["warnings"] = []  # those of so few steps
     spoken = {**far, "case": "sine", "warnings": ["KSG reads 9 nats"]}
-    summary = report.suite_summary([far, spoken], suite.DESIGN)
-    assert "Within 0.15 nats, of 2: ours 0," in summary
-    assert "without a warning: 1. The interval holds the truth in 0, and it does or a warning is given in 1" in summary
+    stated = {**far, "case": "10 symbols", "shortfall": 2.0}
+    nothing = {**far, "case": "exclusive or", "truth": 0.0, "estimate": {"infonce": 0.1}, "interval": [0.05, 0.15]}
+    summary = report.suite_summary([far, spoken, stated, nothing], suite.DESIGN)
+    assert "Within 0.15 nats, of 4: ours 1," in summary
+    assert "without a warning: 2. The interval holds the truth in 0, with the stated shortfall in 1, and" in summary
+    assert "it does so or a warning is given in 2. Of 1 samples of independent x and y, 0 read less" in summary
 
 
 @pytest.mark.parametrize("bound", ["infonce", "mine", "nwj", "js", "smile"])

@@ -57,6 +57,7 @@ def alone_table(rows: list[dict]) -> str:
 SAID = {
     "too few rows": "few rows",
     "KSG reads": "KSG more",
+    "KSG by pairs reads": "pairs more",
     "Gaussian copula reads": "copula more",
     "its ceiling": "ceiling",
     "found no information": "none found",
@@ -71,7 +72,8 @@ SAID = {
 def suite_table(rows: list[dict], cases: Iterable[str]) -> str:
     """One draw of each case: the bound to quote and its error, its interval, what is beside it, and what was said."""
     found = {row["case"]: row for row in rows}
-    head = ["sample", "N", "truth", "estimate", "95% interval", "holds it", "CCA", "copula", "KSG", "said", "CPU s"]
+    head = ["sample", "N", "truth", "estimate", "95% interval", "shortfall", "holds it"]
+    head += ["CCA", "copula", "KSG", "KSG by pairs", "said", "CPU s"]
     body = []
     for row in (found[case] for case in cases if case in found):
         value, (low, high) = row["estimate"][row["quote"]], row["interval"]
@@ -83,9 +85,10 @@ def suite_table(rows: list[dict], cases: Iterable[str]) -> str:
                 _number(row["truth"]),
                 f"{_number(value)} ({value - row['truth']:+.2f}){marked}",
                 f"{_number(low)} to {_number(high)}",
-                "yes" if holds(row) else "no",
+                _number(row["shortfall"]),
+                "yes" if holds(row) else "with the shortfall" if holds(row, row["shortfall"]) else "no",
                 _number(row["cca"]),
-                *(_number(row["baselines"][name]) for name in ("gaussian_copula", "ksg")),
+                *(_number(row["baselines"][name]) for name in ("gaussian_copula", "ksg", "ksg_pairs")),
                 ", ".join(said(row)),
                 f"{row['cpu_seconds']:.0f}",
             ]
@@ -96,19 +99,28 @@ def suite_table(rows: list[dict], cases: Iterable[str]) -> str:
 def suite_summary(rows: list[dict], cases: Iterable[str]) -> str:
     """How many of the cases come within 0.15 nats by each method, miss by more than 0.3 in silence, are covered."""
     kept = [row for row in rows if row["case"] in set(cases)]
-    near = {"ours": 0, "CCA": 0, "Gaussian copula": 0, "KSG": 0}
-    for row in kept:
-        values = (row["estimate"][row["quote"]], row["cca"], *row["baselines"].values())
-        for name, value in zip(near, values, strict=True):
-            near[name] += value is not None and abs(value - row["truth"]) <= 0.15
+    near = {
+        name: sum(
+            value is not None and abs(value - row["truth"]) <= 0.15 for row, value in zip(kept, values, strict=True)
+        )
+        for name, values in {
+            "ours": [row["estimate"][row["quote"]] for row in kept],
+            "CCA": [row["cca"] for row in kept],
+            "Gaussian copula": [row["baselines"]["gaussian_copula"] for row in kept],
+            "KSG": [row["baselines"]["ksg"] for row in kept],
+        }.items()
+    }
     silent = sum(abs(row["estimate"][row["quote"]] - row["truth"]) > 0.3 and not said(row) for row in kept)
-    covered = sum(holds(row) or bool(said(row)) for row in kept)
-    alone = sum(map(holds, kept))
+    alone, stated = (sum(holds(row, share * row["shortfall"]) for row in kept) for share in (0, 1))
+    covered = sum(holds(row, row["shortfall"]) or bool(said(row)) for row in kept)
+    nothing = [row for row in kept if row["truth"] == 0]
+    told = sum(abs(row["estimate"][row["quote"]]) < 0.05 or bool(said(row)) for row in nothing)
     return (
         f"Within 0.15 nats, of {len(kept)}: "
         + ", ".join(f"{name} {count}" for name, count in near.items())
-        + f". Off by more than 0.3 without a warning: {silent}. The interval holds the truth in {alone}, "
-        f"and it does or a warning is given in {covered}."
+        + f". Off by more than 0.3 without a warning: {silent}. The interval holds the truth in {alone}, with the "
+        f"stated shortfall in {stated}, and it does so or a warning is given in {covered}. Of {len(nothing)} samples "
+        f"of independent x and y, {told} read less than 0.05 or warn."
     )
 
 
@@ -116,10 +128,10 @@ def said(row: dict) -> list[str]:
     return [short for words, short in SAID.items() if any(words in warning for warning in row["warnings"])]
 
 
-def holds(row: dict) -> bool:
-    """Whether the interval holds the truth, to the three digits that are shown: it may have no width."""
+def holds(row: dict, shortfall: float = 0.0) -> bool:
+    """Whether the interval, longer by the shortfall, holds the truth, to three digits: it may have no width."""
     low, high = row["interval"]
-    return round(low, 3) <= round(row["truth"], 3) <= round(high, 3)
+    return round(low, 3) <= round(row["truth"], 3) <= round(high + shortfall, 3)
 
 
 def peers_table(rows: list[dict]) -> str:

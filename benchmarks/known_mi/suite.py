@@ -139,6 +139,7 @@ def measure(case: str, seed: int) -> dict:
         "estimate": {name: bound.value for name, bound in found.bounds.items()},
         "interval": [found.bounds[found.quote].low, found.bounds[found.quote].high],
         "quote": found.quote,
+        "shortfall": found.shortfall,
         "ceiling": found.ceiling,
         # As it is mostly used: the linear correlations of the columns as they are.
         "cca": gaussian_information(x, y),

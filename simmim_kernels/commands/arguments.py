@@ -1,16 +1,23 @@
-"""The arguments of every command: what it takes, and what it says of what it cannot take."""
+"""The arguments of every command: what it takes, and what it says of what it cannot take.
+
+simmim_kernels_entry reads this file by itself, to answer `--help` and to refuse what is no argument before PyTorch is
+imported, which takes seconds. Nothing of the package is imported at the top, and by its whole name elsewhere.
+"""
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from ..backends import ENVIRONMENT_VARIABLE, backends
-from ..estimation import CRITICS, TRANSFORMS
-from ..version import __version__
+CRITICS = ("separable", "mlp")
+TRANSFORMS = ("rank", "standardise")
+DEMOS = ("digits", "transfer")
+
+_BACKEND = "SIMMIM_KERNELS_BACKEND"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -20,12 +27,49 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from simmim_kernels.version import __version__
+
+        print("simmim-kernels", __version__)
+        parser.exit()
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, Any]]:
+    """The parser that is for what `argv` names, and its options; exits with 2 where it rejects them.
+
+    `device` and `backend` are texts, or None for the default: choose_machine makes them what they stand for.
+    """
+    whole = parser()
+    given = list(argv)
+    # `demo` alone, or with options, is `demo digits`.
+    if given[:1] == ["demo"] and given[1:2] not in (["-h"], ["--help"], *([name] for name in DEMOS)):
+        given.insert(1, "digits")
+    options = vars(whole.parse_args(given))
+    command = options.pop("parser", whole)
+    if options["command"] == "estimate" and options["y"] is None and options["y_columns"] is None:
+        whole.error("estimate needs a file Y, or the columns of y in X's file: --y-columns NAME,NAME")
+    return command, options
+
+
+def choose_machine(command: argparse.ArgumentParser, options: dict[str, Any]) -> None:
+    """Replaces the texts of `device` and `backend`, where there are any, by what they stand for, or exits with 2."""
+    for name, choose in (("device", _device), ("backend", _backend)):
+        if name in options:
+            try:
+                options[name] = choose(options[name])
+            except argparse.ArgumentTypeError as error:
+                command.error(f"argument --{name}: {error}")
+
+
 def parser() -> argparse.ArgumentParser:
     whole = _Parser(
         prog="simmim-kernels",
         description="Mutual-information bounds and contrastive losses over all pairs, without the N x M score matrix.",
     )
-    whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    whole.add_argument(
+        "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="print the version and exit"
+    )
     commands = whole.add_subparsers(dest="command", metavar="COMMAND")
     info = "versions, devices, backends, threads, and what would be fastest here"
     commands.add_parser("info", help=info, description=f"Prints {info}.")
@@ -105,19 +149,16 @@ def _add_transfer_options(parser: argparse.ArgumentParser) -> None:
 def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
-        type=_device,
         metavar="NAME",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda or cuda:INDEX (default: %(default)s)",
+        help="cpu, cuda or cuda:INDEX (default: cuda where there is one, else cpu)",
     )
     parser.add_argument(
         "--backend",
-        type=_backend,
-        # A text, which argparse has checked like one of the command line.
-        default=os.environ.get(ENVIRONMENT_VARIABLE) or None,
         metavar="NAME",
-        help=f"{', '.join(backends())} (default: {ENVIRONMENT_VARIABLE}, or the first that can run the problem)",
+        help=f"one that `info` lists (default: {_BACKEND}, or the first that can run the problem)",
     )
+    # Whose name stands before what it refuses.
+    parser.set_defaults(parser=parser)
 
 
 def _add_common_options(parser: argparse.ArgumentParser, output: Path, plot: str) -> None:
@@ -192,7 +233,7 @@ def _add_estimate_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--transform",
-        choices=list(TRANSFORMS),
+        choices=TRANSFORMS,
         default="rank",
         help="of each column: normal quantiles of ranks, or zero mean and unit deviation (default: %(default)s)",
     )
@@ -238,24 +279,33 @@ def _delimiter(text: str) -> str:
     return text
 
 
-def _device(text: str) -> torch.device:
+def _device(text: str | None) -> "torch.device":
+    import torch
+
+    count = torch.cuda.device_count()
+    if text is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(text)
     except RuntimeError:
         raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:INDEX, got {text!r}") from None
     if device.type not in ("cpu", "cuda"):
         raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:INDEX, got {text!r}")
-    count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise argparse.ArgumentTypeError(f"must be available, got {text!r} with {count} CUDA devices")
     return device
 
 
-def _backend(text: str) -> str:
+def _backend(text: str | None) -> str | None:
+    from simmim_kernels.backends import ENVIRONMENT_VARIABLE, backends
+
+    wanted = os.environ.get(ENVIRONMENT_VARIABLE) or None if text is None else text
+    if wanted is None:
+        return None
     found = backends()
-    got = repr(text) + (f" from {ENVIRONMENT_VARIABLE}" if text == os.environ.get(ENVIRONMENT_VARIABLE) else "")
-    if text not in found:
+    got = repr(wanted) + (f" from {ENVIRONMENT_VARIABLE}" if text is None else "")
+    if wanted not in found:
         raise argparse.ArgumentTypeError(f"must be one of {', '.join(found)}; got {got}")
-    if found[text] != "available":
-        raise argparse.ArgumentTypeError(f"must be available, got {got}: {found[text]}")
-    return text
+    if found[wanted] != "available":
+        raise argparse.ArgumentTypeError(f"must be available, got {got}: {found[wanted]}")
+    return wanted

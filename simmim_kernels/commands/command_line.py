@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..backends import CannotRun
 from ..estimation import DataError
-from .arguments import parser
+from .arguments import choose_machine, parse
 from .files import Unwritable
 from .info import info
 from .launched import NotLaunched
@@ -29,20 +29,19 @@ _ESTIMATE_EXTRAS = _Extra("estimate", ("pyarrow", "rich"))
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status; argparse exits with 2 for arguments that it rejects."""
     try:
-        whole = parser()
-        options = vars(whole.parse_args(_with_demo_named(sys.argv[1:] if argv is None else list(argv))))
+        parser, options = parse(sys.argv[1:] if argv is None else argv)
         command = options.pop("command")
         if command is None:
-            whole.print_help()
+            parser.print_help()
         elif command == "info":
             print(info())
-        elif command == "estimate":
-            if options["y"] is None and options["y_columns"] is None:
-                whole.error("estimate needs a file Y, or the columns of y in X's file: --y-columns NAME,NAME")
-            _run("estimate", "estimate", _ESTIMATE_EXTRAS, options)
         else:
-            name = options.pop("demo")
-            _run("demo" if name == "digits" else f"demo {name}", f"demo.{name}", _EXTRAS[name], options)
+            choose_machine(parser, options)
+            if command == "estimate":
+                _run("estimate", "estimate", _ESTIMATE_EXTRAS, options)
+            else:
+                name = options.pop("demo")
+                _run("demo" if name == "digits" else f"demo {name}", f"demo.{name}", _EXTRAS[name], options)
         sys.stdout.flush()
     except _Refused as refusal:
         print(f"simmim-kernels {refusal}", file=sys.stderr)
@@ -54,13 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
-
-
-def _with_demo_named(argv: list[str]) -> list[str]:
-    """`demo` alone, or with options, is `demo digits`."""
-    if argv[:1] != ["demo"] or argv[1:2] in (["-h"], ["--help"], *([name] for name in _EXTRAS)):
-        return argv
-    return ["demo", "digits", *argv[1:]]
 
 
 class _Refused(Exception):

@@ -90,6 +90,7 @@ def run(settings: Settings) -> None:
         say(console, result.text(settings.bits).partition("\nWarning")[0])
     else:
         show(console, table(result, settings.bits))
+        say(console, result.of_the_shortfall(settings.bits))
         if result.p_value is not None:
             say(console, f"p-value of independence, by {settings.permutations} permutations: {result.p_value:.3g}")
     for warning in report["warnings"]:
@@ -239,6 +240,7 @@ def _parts(result: MutualInformationEstimate, scale: float) -> dict[str, Any]:
         },
         "ceiling": scale * result.ceiling,
         "saturated": result.saturated,
+        "shortfall": scale * result.shortfall,
         "p_value": result.p_value,
         "warnings": list(result.warnings),
         "rows": result.rows,

@@ -1,6 +1,6 @@
-"""Two estimates that train nothing, to hold against the bounds: a Gaussian copula, in closed form, and neighbours.
+"""Estimates that train nothing, to hold against the bounds: a Gaussian copula, in closed form, and neighbours.
 
-Neither is a bound. Both read normal quantiles of each column's ranks, as features.ranker makes them, in nats.
+None is a bound. All read normal quantiles of each column's ranks, as features.ranker makes them, in nats.
 """
 
 import math
@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from .features import normal_scores
+from .pairs import MOST_COLUMNS, are_independent, matched
 
 NEIGHBOURS = 3
 
 # Comparisons of two numbers that the nearest neighbours may take, about ten seconds of a core; and their chunks' size.
 _MOST_COMPARISONS, _CHUNK = 1e9, 2**22
-_MOST_COLUMNS = 64
+_MOST_COLUMNS, _MOST_ROWS_OF_PAIRS = 64, 4000
+_DISCRETE = f"of discrete values it needs most pairs {NEIGHBOURS + 1} times"
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,13 @@ class Baseline:
 
 
 def baselines(x: np.ndarray, y: np.ndarray, seed: int = 0) -> dict[str, Baseline]:
-    """By name, "gaussian_copula" and "ksg" of x (N, dx) and y (N, dy), float64."""
+    """By name, "gaussian_copula", "ksg" and "ksg_pairs" of x (N, dx) and y (N, dy), float64."""
     scores = normal_scores(x), normal_scores(y)
-    return {"gaussian_copula": _copula(*scores), "ksg": _neighbours(*scores, seed)}
+    return {
+        "gaussian_copula": _copula(*scores),
+        "ksg": _neighbours(*scores, seed),
+        "ksg_pairs": _neighbours_of_pairs(*scores, seed),
+    }
 
 
 def _copula(x: np.ndarray, y: np.ndarray) -> Baseline:
@@ -74,11 +80,36 @@ def _neighbours(x: np.ndarray, y: np.ndarray, seed: int) -> Baseline:
     rows = min(len(x), int(math.sqrt(_MOST_COMPARISONS / columns)))
     chosen = np.sort(np.random.default_rng(seed).permutation(len(x))[:rows])
     near_x, near_y = (torch.from_numpy(values[chosen]).float() for values in (x, y))
-    value, coinciding = nearest_neighbours(near_x, near_y)
-    discrete = all(len(t.unique(dim=0)) < rows / 2 for t in (near_x, near_y))
-    if discrete and coinciding < 0.5:
-        return Baseline(None, rows, kind, f"of discrete values it needs most pairs {NEIGHBOURS + 1} times")
-    return Baseline(value, rows, kind)
+    value = _unless_discrete(near_x, near_y)
+    return Baseline(value, rows, kind, _DISCRETE if value is None else None)
+
+
+def _unless_discrete(x: Tensor, y: Tensor) -> float | None:
+    value, coinciding = nearest_neighbours(x, y)
+    discrete = all(len(t.unique(dim=0)) < len(x) / 2 for t in (x, y))
+    return None if discrete and coinciding < 0.5 else value
+
+
+def _neighbours_of_pairs(x: np.ndarray, y: np.ndarray, seed: int) -> Baseline:
+    """The sum over pairs (j, k), no column twice, of I(x_j; y_k).
+
+    It is no more than I(X; Y) where the columns of x, or those of y, are independent of each other.
+    """
+    kind = "KSG of single columns, summed over pairs of them; too low where columns do not pair off; not a bound"
+    least, most = sorted((x.shape[1], y.shape[1]))
+    if least < 2 or most > MOST_COLUMNS:
+        return Baseline(None, 0, kind, f"it is for 2 to {MOST_COLUMNS} columns")
+    both = torch.from_numpy(x), torch.from_numpy(y)
+    if not any(map(are_independent, both)):
+        return Baseline(None, 0, kind, "columns depend on each other, in x and in y")
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(x))[:_MOST_ROWS_OF_PAIRS])
+    near_x, near_y = (side[chosen].float() for side in both)
+    pairs = matched(*both)
+    values = [_unless_discrete(near_x[:, [j]], near_y[:, [k]]) for j, k in pairs]
+    found = [value for value in values if value is not None]
+    if len(found) < len(values):
+        return Baseline(None, len(chosen), kind, _DISCRETE)
+    return Baseline(float(sum(found)), len(chosen), kind)
 
 
 def nearest_neighbours(x: Tensor, y: Tensor, k: int = NEIGHBOURS) -> tuple[float, float]:

@@ -28,10 +28,10 @@ def _of_the_ceiling(result: MutualInformationEstimate) -> list[str]:
             f"InfoNCE is within {bounds.SATURATED_WITHIN} nats of its ceiling, log of {rows} test "
             "rows: the information is that or any amount more; more rows or fewer folds raise the ceiling"
         ]
-    if result.quote != "infonce":
+    if result.nats > result.ceiling - LOW_WITHIN:
         return [
             f"InfoNCE is within {LOW_WITHIN} nats of its ceiling, log of {rows} test rows, where it reads low by "
-            "0.15 nats and more: quote Donsker-Varadhan; more rows or fewer folds raise the ceiling"
+            f"0.15 nats and more: quote {LABELS[result.quote]}; more rows or fewer folds raise the ceiling"
         ]
     return []
 
@@ -45,7 +45,7 @@ def _of_the_baselines(result: MutualInformationEstimate) -> list[str]:
             found.append(
                 f"{LABELS[name]} reads {baseline.value:.2f} nats, {excess:.2f} more than {LABELS[result.quote]}: "
                 "the critics may have learnt too little"
-                + ("" if name == "ksg" or result.nearly_gaussian else ", or ranks have no Gaussian copula")
+                + ("" if name != "gaussian_copula" or result.nearly_gaussian else ", or ranks have no Gaussian copula")
             )
     return found
 

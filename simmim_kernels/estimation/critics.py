@@ -1,4 +1,4 @@
-"""The critics that are trained: what they are made of, and how two of them are averaged."""
+"""The critics that are trained: what they are made of."""
 
 from typing import Any
 
@@ -38,19 +38,6 @@ class Tower(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         linear = self.linear(x[:, : self.width])
         return linear + self.network(x[:, : self.base]) if self.full else linear
-
-
-class Averaged(nn.Module):
-    """The mean score of separable Gaussian critics: one such critic, of the features of all."""
-
-    def __init__(self, critics: list[nn.Module]):
-        super().__init__()
-        self.critics = nn.ModuleList(critics)
-
-    def forward(self, x: Tensor, y: Tensor) -> PairwiseScores:
-        share = len(self.critics) ** -0.5
-        pairs = [(critic.g(x), critic.h(y)) for critic in self.critics]  # type: ignore[operator]
-        return GaussianCritic()(*(share * torch.cat(side, 1) for side in zip(*pairs, strict=True)))
 
 
 def features_of(data: FoldRows) -> int:

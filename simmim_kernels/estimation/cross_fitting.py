@@ -32,8 +32,8 @@ class Progress:
     """From 0."""
     folds: int
     stage: str
-    """"cca", the linear start; "linear", then "full", the stages from there and then from a random start; "averaged",
-    the mean of both. critic="mlp" has "full" alone."""
+    """"cca", the linear start; "pairs", tables of pairs of columns; "linear", then "full", the stages from there and
+    then from a random start; "mixed", all of these together. critic="mlp" has "full" alone."""
     step: int
     max_steps: int
     validation_infonce: float
@@ -65,17 +65,21 @@ def estimate(
     no part in. Fold k has seed `seed` + k for its initial weights, batches and validation rows.
 
     A critic begins as the linear answer, ridge CCA shrunk as far as the validation rows want it
-    (linear_start.linear_start), whose family contains correlated Gaussians. Training maximises InfoNCE in two stages:
-    `linear` embeddings first, then networks added to them ("full"). A second critic begins at random and is trained
-    alike, and the mean of both ("averaged") is a third; where training does not improve on the linear answer, that is
-    fitted anew with the validation rows, and is all. Of all checks the one with the highest InfoNCE on the
-    validation rows is kept, or, where that is less than one standard error above 0, the untrained critic, which reads
-    0 by every bound and without error; a stage ends after 160 steps without a gain of 1e-3 nats there, or after
-    `max_steps`. critic="mlp" is a network on concatenated pairs, in one stage, from random weights, and slower.
+    (linear_start.linear_start), whose family contains correlated Gaussians. Where up to 16 columns of x pair off with
+    columns of y, and at least one pair is no Gaussian copula, tables of the pairs' log density ratios are added
+    (pairs.paired_columns). Training maximises InfoNCE in two stages: `linear` embeddings first, then networks added to
+    them ("full"). A second critic begins at random and is trained alike where that improved, and the sum of all with
+    weights of the highest InfoNCE on the validation rows ("mixed", mixing.fitted) is the last; where training does not
+    improve on the linear answer, that is fitted anew with the validation rows, and is all. Of all checks the one with
+    the highest InfoNCE on the validation rows is kept, or, where that is less than one standard error above 0, the
+    untrained critic, which reads 0 by every bound and without error; a stage ends after 160 steps without a gain of
+    1e-3 nats there, or after `max_steps`. critic="mlp" is a network on concatenated pairs, in one stage, from random
+    weights, and slower.
 
     The scores are calibrated by a function of x fitted on the rows that were not tested (held_out.calibrated_scores)
-    and read by all BOUNDS from the same held-out pairs: at most 16,384 a fold. Beside them stand two estimates that
-    are no bounds (baselines.baselines), and a warning where one of them exceeds the bounds.
+    and read by all BOUNDS from the same held-out pairs: at most 16,384 a fold. Beside them stand estimates that are
+    no bounds (baselines.baselines), a warning where one of them exceeds the bounds, and `shortfall`, the nats that may
+    be missing by the largest of these signs.
 
     transform="rank" maps each column to normal quantiles of its rank among the training rows, which takes heavy
     tails away and, being monotone in each column, changes no information but beyond the training rows' range, where

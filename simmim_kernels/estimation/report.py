@@ -26,6 +26,7 @@ LABELS = {
     "smile": "SMILE",
     "gaussian_copula": "Gaussian copula",
     "ksg": "KSG",
+    "ksg_pairs": "KSG by pairs",
 }
 
 # InfoNCE nearer than this to its ceiling reads low even with the best of critics: by 0.15 nats (of 2) to 0.5 (of 6)
@@ -64,8 +65,8 @@ class Fold:
     test_rows: int
     steps: int
     best_stage: str
-    """What did best on the validation rows: "untrained", "cca" (the linear start as it is), a training stage, "linear"
-    or "full", or "averaged", the mean of the critics trained from the linear start and from a random one."""
+    """What did best on the validation rows: "untrained", "cca" (the linear start as it is), "pairs" (tables of
+    pairs of columns), a training stage, "linear" or "full", or "mixed", the weighted sum of all of these."""
     best_step: int
     validation_infonce: float
     stopped_early: bool
@@ -94,7 +95,7 @@ class MutualInformationEstimate:
     warnings: tuple[str, ...]
     """What to beware of, a sentence each; empty where nothing is."""
     baselines: dict[str, Baseline] = field(default_factory=dict)
-    """"gaussian_copula" and "ksg": estimates that are no bounds."""
+    """"gaussian_copula", "ksg" and "ksg_pairs": estimates that are no bounds."""
     pointwise: np.ndarray = field(default_factory=lambda: np.empty(0), compare=False)
     """(N,) nats of each pair, whose mean is about `nats`: log p(x, y) / p(x) p(y) by the critic that did not see it.
     NaN where a fold has more than 16,384 test rows and the pair was not read."""
@@ -113,8 +114,12 @@ class MutualInformationEstimate:
 
     @property
     def quote(self) -> str:
-        """The name of the bound to quote: "infonce", or "dv" where that is within 2.5 nats of its ceiling."""
-        return "dv" if self.nats > self.ceiling - LOW_WITHIN else "infonce"
+        """The bound to quote: "infonce", or "dv" where that is within 2.5 nats of its ceiling and this reads more.
+
+        A DV that reads less is of a critic whose largest scores are wrong, and the worse of two lower bounds.
+        """
+        low = self.nats > self.ceiling - LOW_WITHIN
+        return "dv" if low and self.bounds["dv"].value > self.nats else "infonce"
 
     @property
     def saturated(self) -> bool:
@@ -134,6 +139,27 @@ class MutualInformationEstimate:
         gains = [fold.validation_infonce - fold.cca_infonce for fold in self.folds]
         return min(fold.cca_infonce for fold in self.folds) > 0 and float(np.mean(gains)) < _TRAINING_ADDS
 
+    @property
+    def shortfall(self) -> float:
+        """Nats that the bound to quote may miss, by the largest of the signs that there are; 0 where there is none.
+
+        One is what InfoNCE reads more of rows that were trained on, with what it loses to its ceiling even at the best
+        of critics (of each pair, log of (n - 1) / (n - e^pointwise) at n test rows); the others are the baselines that
+        read more. It is no bound: what neither critics nor baselines see is in none of them.
+        """
+        quoted = self.bounds[self.quote].value
+        seen = float(np.mean([fold.train_infonce for fold in self.folds])) - self.nats
+        signs = [max(seen, 0.0) + self.lost_to_the_ceiling - (quoted - self.nats)]
+        signs += [found.value - quoted for found in self.baselines.values() if found.value is not None]
+        return max(0.0, *signs)
+
+    @property
+    def lost_to_the_ceiling(self) -> float:
+        """Nats by which InfoNCE would read higher if the pair itself were left out of its denominator."""
+        n = self.folds[0].test_rows
+        read = np.exp(self.pointwise[np.isfinite(self.pointwise)])
+        return float(np.log((n - 1) / np.maximum(n - read, 0.5)).mean()) if len(read) else 0.0
+
     def __repr__(self) -> str:
         return self.text()
 
@@ -149,10 +175,20 @@ class MutualInformationEstimate:
         head = f"I(X; Y) in {unit}: {self.rows:,} pairs, {self.columns[0]} and {self.columns[1]} columns, "
         head += f"{len(self.folds)} folds; ceiling of InfoNCE {scale * self.ceiling:.2f}"
         notes = ["The interval covers sampling and the spread of folds, not what the critics did not learn."]
+        notes.append(self.of_the_shortfall(bits))
         if self.p_value is not None:
             notes.append(f"p-value of independence: {self.p_value:.3g}")
         notes += [f"Warning: {said}" for said in self.warnings]
         return "\n".join([head, *(line.rstrip() for line in lines), *notes])
+
+    def of_the_shortfall(self, bits: bool = False) -> str:
+        """A sentence."""
+        unit, scale = unit_of(bits)
+        high = scale * (self.bounds[self.quote].high + self.shortfall)
+        return (
+            f"Shortfall: {scale * self.shortfall:.2f} {unit} or more may be missing (what training rows, the ceiling "
+            f"and the baselines read more), so that the information may be {high:.2f}."
+        )
 
 
 def unit_of(bits: bool) -> tuple[str, float]:
@@ -214,7 +250,9 @@ def pooled(folds: list[tuple[float, Tensor]], clusters: Tensor | None = None) ->
         count = int(clusters.max()) + 1
         sums = torch.zeros(count, dtype=pairs.dtype).index_add_(0, clusters, (pairs - pairs.mean()).cpu())
         error = math.sqrt(sums.square().sum().item() * count / (count - 1)) / len(pairs)
-    error = max(error, float(np.std(per_fold, ddof=1)) / math.sqrt(len(per_fold)))
+    # An average of e^s may overflow in a fold.
+    spread = float(np.std(per_fold, ddof=1)) if np.isfinite(per_fold).all() else math.inf
+    error = max(error, spread / math.sqrt(len(per_fold)))
     return BoundEstimate(value, error, *interval(value, error), per_fold)
 
 

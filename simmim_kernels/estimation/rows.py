@@ -57,6 +57,9 @@ class FoldRows:
     base_x: int
     """How many columns of x are the transformed ones; those after them are functions of these, for linear critics."""
     base_y: int
+    columns_x: int
+    """How many of x's columns are those that were given, in their order: the first ones."""
+    columns_y: int
 
 
 def prepare(x: Table, y: Table, chosen: Split, transform: str, device: torch.device) -> FoldRows:
@@ -74,4 +77,10 @@ def prepare(x: Table, y: Table, chosen: Split, transform: str, device: torch.dev
             made = np.concatenate([made.astype(np.float32), add(made[:, : values.shape[1]])], axis=1)
             mean = made.mean(0, dtype=np.float64).astype(np.float32) if mean is None else mean
             rows[f"{name}_{part}"] = torch.from_numpy(made - mean).to(device)
-    return FoldRows(**rows, base_x=base["x"], base_y=base["y"])
+    return FoldRows(
+        **rows,
+        base_x=base["x"],
+        base_y=base["y"],
+        columns_x=x.values.shape[1],
+        columns_y=y.values.shape[1],
+    )

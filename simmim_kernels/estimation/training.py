@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .. import bounds
-from .critics import Averaged, Tower, concatenated, features_of, separable
+from .critics import Tower, concatenated, features_of, separable
 from .held_out import calibrated_scores, influences
 from .linear_start import LinearStart, linear_start, refitted
+from .mixing import Mixed, fitted
+from .pairs import paired_columns
 from .rows import FoldRows
 
 _CHECK_EVERY, _PATIENCE, _LEAST_GAIN = 20, 8, 1e-3
@@ -24,6 +26,7 @@ _LINEAR_RATE, _RATE = 5e-3, 1e-3
 # Of InfoNCE on the validation rows: where training adds no more to the linear start, no other start is tried, and the
 # linear one is fitted anew with the validation rows.
 _LITTLE = 2e-3
+_LITTLE_WEIGHT = 0.05  # of the linear start beside tables of pairs: less is no beginning
 
 Report = Callable[[str, int, float], None]
 
@@ -73,24 +76,16 @@ def _train(data: FoldRows, kind: str, batch_size: int, max_steps: int, seed: int
     device = data.x_train.device
     start: LinearStart | None = None
     if kind == "mlp":
-        critic = _seeded(seed, partial(concatenated, data)).to(device)
-        untrained = Best(0.0, "untrained", 0, critic)
+        untrained = Best(0.0, "untrained", 0, _seeded(seed, partial(concatenated, data)).to(device))
         found = [run.stages(untrained)]
     else:
         untrained = Best(0.0, "untrained", 0, _seeded(seed, partial(separable, data, None)).to(device))
         start = linear_start(data, features_of(data)) if max_steps else None
-        found = []
-        if start is not None:
-            report("cca", 0, start.value)
-            linear = Best(start.value, "cca", 0, _seeded(seed, partial(separable, data, start)).to(device))
-            found.append(run.stages(linear))
-        if start is None or found[0].value > start.value + _LITTLE:
+        found = run.from_what_is_fitted(start, seed) if max_steps else []
+        if not found or found[-1].value > max(best.value for best in found[:-1]) + _LITTLE:
             found.append(run.stages(untrained))
-        if len(found) == 2 and all(best.value > 0 for best in found):
-            both = Averaged([best.critic for best in found])
-            value = _infonce(both, data.x_validation, data.y_validation)
-            report("averaged", run.steps, value)
-            found.append(Best(value, "averaged", run.steps, both))
+        if len(found) > 1:
+            found.append(run.mixture([best for best in found if best.value > 0]))
     best = max([untrained, *found], key=lambda best: best.value)
     if best.value < _standard_error(best.critic, data):
         best = untrained
@@ -117,6 +112,41 @@ class _Run:
         self.data, self.max_steps, self.report = data, max_steps, report
         self.batches = _batches(len(data.x_train), batch_size, generator, data.x_train.device)
         self.steps, self.stopped_early = 0, True
+
+    def from_what_is_fitted(self, start: LinearStart | None, seed: int) -> list[Best]:
+        """The linear start, the tables of pairs of columns, both, and what training made of it; as far as they go."""
+        data, device = self.data, self.data.x_train.device
+        first = _seeded(seed, partial(separable, data, start)).to(device)
+        pairs = paired_columns(data, self.max_steps, seed)
+        found = []
+        if start is not None:
+            found.append(Best(start.value, "cca", 0, first))
+            self.report("cca", 0, start.value)
+        if pairs is not None:
+            value = _infonce(pairs, data.x_validation, data.y_validation)
+            self.report("pairs", 0, value)
+            found.append(Best(value, "pairs", 0, pairs))
+        if not found:
+            return []
+        if pairs is None:
+            return [*found, self.stages(found[0])]
+        mixed, _ = fitted([best.critic for best in found], data.x_validation, data.y_validation)
+        # Trained on are the embeddings, from their weighted beginning, while the tables stay.
+        *of_start, of_pairs = mixed.weights.tolist()
+        if start is not None and of_start[0] > _LITTLE_WEIGHT:
+            scale = math.sqrt(of_start[0])
+            scaled = replace(start, weight_x=scale * start.weight_x, weight_y=scale * start.weight_y)
+            first = _seeded(seed, partial(separable, data, scaled)).to(device)
+        else:
+            first = _seeded(seed, partial(separable, data, None)).to(device)
+        beside = Mixed([first, pairs], torch.tensor([1.0, of_pairs], device=device))
+        begun = Best(_infonce(beside, data.x_validation, data.y_validation), "mixed", 0, beside)
+        return [*found, begun, self.stages(begun)]
+
+    def mixture(self, found: list[Best]) -> Best:
+        critic, value = fitted([best.critic for best in found], self.data.x_validation, self.data.y_validation)
+        self.report("mixed", self.steps, value)
+        return Best(value, "mixed", self.steps, critic)
 
     def stages(self, best: Best) -> Best:
         """The best check of all stages, or what they began from; each stage begins from the best before it."""
