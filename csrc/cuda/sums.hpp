@@ -8,7 +8,7 @@
 namespace simmim {
 
 // Scores of a row that a function takes together.
-constexpr int AT_ONCE = 8;
+constexpr int AT_ONCE = 4;
 
 // Whether all pairs of a tile count and weigh as they are, as in nearly all tiles they do.
 template <int COLUMNS>
