@@ -490,7 +490,7 @@ def test_which_gpus_are_labelled(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert "not verified on hardware" in cuda.not_by_default(torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert "plain log-sum-exps of bfloat16" in cuda.not_by_default(torch.device("cuda", 0))
+    assert cuda.not_by_default(torch.device("cuda", 0)) is None
 
 
 @pytest.mark.parametrize("variant", range(3))
