@@ -482,6 +482,7 @@ def test_what_code_there_is_for_a_device(monkeypatch, architectures, runs_on):
     every = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
     assert {each for each in every if library.has_code_for(each)} == runs_on
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    cuda._unfit.cache_clear()
     reason = cuda._cannot_run_on(torch.device("cuda", 0))
     assert reason == f"the library has code for {architectures.replace(' ', ', ')}; cuda:0 has compute capability 7.5"
 
