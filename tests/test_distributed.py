@@ -50,7 +50,7 @@ def test_losses(ranks, one_process, world, schedule, averaging):
 @pytest.mark.gpu
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_losses_on_a_gpu(one_process, schedule):
-    """One rank of NCCL: not verified on hardware so far."""
+    """One rank of NCCL."""
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
     try:
         compare(one_process, [cases.of_rank(dist.group.WORLD, schedule, True, device="cuda")], True)

@@ -2,7 +2,7 @@
 # Looks for errors that give right numbers all the same.
 #
 #     sanitize.sh               the kernels' body on the host, under AddressSanitizer and UndefinedBehaviorSanitizer
-#     sanitize.sh LIBRARY.so    on a GPU, never run yet: memcheck, racecheck and synccheck of compute-sanitizer at ragged
+#     sanitize.sh LIBRARY.so    on a GPU: memcheck, racecheck and synccheck of compute-sanitizer at ragged
 #                               sizes, and memcheck of every option where the package has the library. PYTHON names a
 #                               Python with PyTorch, COMPUTE_SANITIZER the tool.
 set -euo pipefail
