@@ -399,6 +399,13 @@ int main(int count, char** arguments) {
   check_narrow<Narrow>({300, 300, 64, 1, 0.2f, -1, 0, 0, 1, DIAGONAL}, 3, "diagonal left out");
   check_narrow<Narrow>({300, 300, 64, 1, 0.2f, -1, 0, 0, 1, POSITIVES}, 3, "positives left out");
   check_narrow<Narrow>({1, 1, 8, 1, 0.2f, -1, 0, 0, 1, DIAGONAL}, 1, "nothing left");
+  int64_t empty = 0;
+  for (int64_t blocks = 1; blocks < 300; ++blocks)
+    for (int64_t count = 1; count < 100; ++count) {
+      int64_t const parts = narrow_parts(blocks, count), each = (count + parts - 1) / parts;
+      empty += parts < 1 || parts > MOST_PARTS || (parts - 1) * each >= count;
+    }
+  expect(empty == 0, "narrow parts have tiles", double(empty));
   planted = error_of_narrow<Narrow>({130, 300, 64, 1, 0.2f, -1, 0, 0, 1, COUNTED, 1e-2f}, 3);
   expect(planted > WEIGHT_TOLERANCE, "a planted error is seen in narrow products", planted);
 
