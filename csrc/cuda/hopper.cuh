@@ -45,26 +45,33 @@ struct HopperBarrier {
   SIMMIM_DEVICE void arrive() { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory"); }
 };
 
+// What a warpgroup's instructions add to, by places in their text and as operands: 32 numbers a thread, or 64.
+#define SIMMIM_PLACES_32                                                                                               \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                             \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define SIMMIM_PLACES_64                                                                                               \
+  SIMMIM_PLACES_32 ", "                                                                                                \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                                   \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define SIMMIM_SUMS_32                                                                                                 \
+  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),                      \
+  "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),                \
+  "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),              \
+  "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+#define SIMMIM_SUMS_64                                                                                                 \
+  SIMMIM_SUMS_32,                                                                                                      \
+  "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),              \
+  "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),              \
+  "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),              \
+  "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+
 // d (64, 128) of a warpgroup, + or = X (64, 32 bytes) Y (128, 32 bytes)^T, both in shared memory, row by row. MAJOR says so
 // where there is a choice, which there is none of for TF32.
-#define SIMMIM_WGMMA(SHAPE_AND_TYPES, MAJOR)                                                                        \
-  asm volatile(                                                                                                     \
-      "{.reg .pred p; setp.ne.b32 p, %66, 0;\n"                                                                     \
-      "wgmma.mma_async.sync.aligned." SHAPE_AND_TYPES " "                                                           \
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"                                      \
-      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"                            \
-      " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"                            \
-      " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                          \
-      "%64, %65, p, 1, 1" MAJOR ";}"                                                                                \
-      :                                                                                                             \
-        "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),             \
-        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),       \
-        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),     \
-        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),     \
-        "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),     \
-        "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),     \
-        "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),     \
-        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])      \
+#define SIMMIM_WGMMA(SHAPE_AND_TYPES, MAJOR)                                                                           \
+  asm volatile(                                                                                                        \
+      "{.reg .pred p; setp.ne.b32 p, %66, 0;\n"                                                                        \
+      "wgmma.mma_async.sync.aligned." SHAPE_AND_TYPES " {" SIMMIM_PLACES_64 "}, %64, %65, p, 1, 1" MAJOR ";}"          \
+      : SIMMIM_SUMS_64                                                                                                 \
       : "l"(x), "l"(y), "r"(add))
 
 template <Operand OPERAND>
@@ -78,53 +85,31 @@ SIMMIM_DEVICE void wgmma(float (&d)[64], uint64_t x, uint64_t y, int add) {
 }
 
 // d (64, 128) or (64, 64) of a warpgroup, + or = G (64, 16) Y (16, 128 or 64), G in registers and Y in shared memory, read by
-// columns.
-#define SIMMIM_WGMMA_BY_COLUMNS(SHAPE_AND_TYPES)                                                                    \
-  asm volatile(                                                                                                     \
-      "{.reg .pred p; setp.ne.b32 p, %69, 0;\n"                                                                     \
-      "wgmma.mma_async.sync.aligned." SHAPE_AND_TYPES " "                                                           \
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"                                      \
-      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"                            \
-      " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"                            \
-      " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                          \
-      "{%64, %65, %66, %67}, %68, p, 1, 1, 1;}"                                                                     \
-      :                                                                                                             \
-        "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),             \
-        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),       \
-        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),     \
-        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),     \
-        "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),     \
-        "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),     \
-        "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),     \
-        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])      \
+// columns. G, Y and ADD are where these three are in the text.
+#define SIMMIM_WGMMA_BY_COLUMNS(SHAPE_AND_TYPES, PLACES, SUMS, G, Y, ADD)                                              \
+  asm volatile(                                                                                                        \
+      "{.reg .pred p; setp.ne.b32 p, " ADD ", 0;\n"                                                                    \
+      "wgmma.mma_async.sync.aligned." SHAPE_AND_TYPES " {" PLACES "}, {" G "}, " Y ", p, 1, 1, 1;}"                    \
+      : SUMS                                                                                                           \
       : "r"(g[0]), "r"(g[1]), "r"(g[2]), "r"(g[3]), "l"(y), "r"(add))
-#define SIMMIM_WGMMA_BY_FEW_COLUMNS(SHAPE_AND_TYPES)                                                                \
-  asm volatile(                                                                                                     \
-      "{.reg .pred p; setp.ne.b32 p, %37, 0;\n"                                                                     \
-      "wgmma.mma_async.sync.aligned." SHAPE_AND_TYPES " "                                                           \
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"                                      \
-      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                          \
-      "{%32, %33, %34, %35}, %36, p, 1, 1, 1;}"                                                                     \
-      :                                                                                                             \
-        "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),             \
-        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),       \
-        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),     \
-        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])      \
-      : "r"(g[0]), "r"(g[1]), "r"(g[2]), "r"(g[3]), "l"(y), "r"(add))
+#define SIMMIM_WGMMA_BY_128(TYPES) \
+  SIMMIM_WGMMA_BY_COLUMNS("m64n128k16." TYPES, SIMMIM_PLACES_64, SIMMIM_SUMS_64, "%64, %65, %66, %67", "%68", "%69")
+#define SIMMIM_WGMMA_BY_64(TYPES) \
+  SIMMIM_WGMMA_BY_COLUMNS("m64n64k16." TYPES, SIMMIM_PLACES_32, SIMMIM_SUMS_32, "%32, %33, %34, %35", "%36", "%37")
 
 template <Operand OPERAND>
 SIMMIM_DEVICE void wgmma_by_columns(float (&d)[64], uint32_t const* g, uint64_t y, int add) {
   if constexpr (OPERAND == Operand::BFLOAT16)
-    SIMMIM_WGMMA_BY_COLUMNS("m64n128k16.f32.bf16.bf16");
+    SIMMIM_WGMMA_BY_128("f32.bf16.bf16");
   else
-    SIMMIM_WGMMA_BY_COLUMNS("m64n128k16.f32.f16.f16");
+    SIMMIM_WGMMA_BY_128("f32.f16.f16");
 }
 template <Operand OPERAND>
 SIMMIM_DEVICE void wgmma_by_columns(float (&d)[32], uint32_t const* g, uint64_t y, int add) {
   if constexpr (OPERAND == Operand::BFLOAT16)
-    SIMMIM_WGMMA_BY_FEW_COLUMNS("m64n64k16.f32.bf16.bf16");
+    SIMMIM_WGMMA_BY_64("f32.bf16.bf16");
   else
-    SIMMIM_WGMMA_BY_FEW_COLUMNS("m64n64k16.f32.f16.f16");
+    SIMMIM_WGMMA_BY_64("f32.f16.f16");
 }
 
 template <class S>
