@@ -162,6 +162,21 @@ double error_of_log_sums(Case const& p) {
   return worst;
 }
 
+// Log-sum-exps of rows, upstream gradients of these, and of columns both.
+struct HostSides {
+  std::vector<float> r, a, c, b;
+};
+static HostSides sides_of(Data const& data) {
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal;
+  HostSides made{std::vector<float>(data.high), std::vector<float>(data.high), std::vector<float>(data.wide), std::vector<float>(data.wide)};
+  for (int i = 0; i < data.high; ++i) made.r[i] = float(log_sum(data.row(i)));
+  for (int j = 0; j < data.wide; ++j) made.c[j] = float(log_sum(data.column(j)));
+  for (auto& v : made.a) v = normal(random);
+  for (auto& v : made.b) v = normal(random);
+  return made;
+}
+
 // The largest error, relative to the sizes of a weight's two terms: bfloat16 rounds by 2^-9 of it.
 template <class S, class SCORES>
 double error_of_weights(Case const& p, bool by_row, bool by_column) {
@@ -169,13 +184,7 @@ double error_of_weights(Case const& p, bool by_row, bool by_column) {
   Data const data(p);
   int const high = data.high, wide = data.wide;
   int64_t const stride = (wide + 15) / 8 * 8;
-  std::mt19937 random(4);
-  std::normal_distribution<float> normal;
-  std::vector<float> r(high), a(high), c(wide), b(wide);
-  for (int i = 0; i < high; ++i) r[i] = float(log_sum(data.row(i)));
-  for (int j = 0; j < wide; ++j) c[j] = float(log_sum(data.column(j)));
-  for (auto& v : a) v = normal(random);
-  for (auto& v : b) v = normal(random);
+  auto const [r, a, c, b] = sides_of(data);
   Output<uint16_t> weights(high * stride, 0x7fff);  // NaN
   typename Epilogue::Params const params{data.handed<SCORES>(p), by_row ? r.data() : nullptr, by_row ? a.data() : nullptr,
                                          by_column ? c.data() : nullptr, by_column ? b.data() : nullptr, weights.data(), stride};
@@ -201,13 +210,7 @@ double error_of_narrow(Case const& p, int tiles_of_part) {
   Data const data(p);
   int const high = data.high, wide = data.wide, d = int(p.d), blocks = tiles(high, S::X_PART), count = tiles(wide, S::COLUMNS);
   int const parts = tiles(count, tiles_of_part);
-  std::mt19937 random(4);
-  std::normal_distribution<float> normal;
-  std::vector<float> r(high), a(high), c(wide), b(wide);
-  for (int i = 0; i < high; ++i) r[i] = float(log_sum(data.row(i)));
-  for (int j = 0; j < wide; ++j) c[j] = float(log_sum(data.column(j)));
-  for (auto& v : a) v = normal(random);
-  for (auto& v : b) v = normal(random);
+  auto const [r, a, c, b] = sides_of(data);
   Output<float> products(int64_t(parts) * high * d, NAN), sums(int64_t(parts) * high, NAN);
   NarrowParams const params{data.handed<Scores>(p), {r.data(), a.data(), c.data(), b.data()}, products.data(), sums.data(), d, tiles_of_part, blocks};
   host::Map<uint16_t> const x{data.x.data(), p.n, p.d, p.d, S::X_PART}, y{data.y.data(), p.m, p.d, p.d, S::Y_PART};
