@@ -17,7 +17,6 @@
 #include <memory>
 #include <new>
 #include <type_traits>
-#include <vector>
 
 #include "gradients.hpp"
 #include "statistics.hpp"
@@ -41,19 +40,17 @@ template <class E> int backward(const simmim_problem &problem, const simmim_grad
 // Some neighbouring rows of a problem with all of its columns, as a problem of its own.
 template <class T> struct RowsOf {
   simmim_problem p;
-  std::vector<int64_t> positives, ids;
+  const Buffer<int64_t> positives, ids;
 
-  RowsOf(const simmim_problem &whole, int64_t first, int64_t count) : p(whole) {
+  RowsOf(const simmim_problem &whole, int64_t first, int64_t count)
+      : p(whole), positives(allocate<int64_t>(count)), ids(allocate<int64_t>(whole.ids * count)) {
     p.n = count;
     p.x = static_cast<const char *>(whole.x) + first * whole.x_row * size_of(whole.dtype);
     if (whole.row_bias) p.row_bias = static_cast<const T *>(whole.row_bias) + first;
-    for (int64_t i = first; i < first + count; ++i) positives.push_back(whole.positives ? whole.positives[i] : i);
-    p.positives = positives.data();
-    for (int64_t k = 0; k < whole.ids; ++k) {
-      const int64_t *from = whole.row_ids + k * whole.n + first;
-      ids.insert(ids.end(), from, from + count);
-    }
-    if (whole.ids) p.row_ids = ids.data();
+    for (int64_t i = 0; i < count; ++i) positives[i] = whole.positives ? whole.positives[first + i] : first + i;
+    p.positives = positives.get();
+    for (int64_t k = 0; k < whole.ids; ++k) std::copy_n(whole.row_ids + k * whole.n + first, count, ids.get() + k * count);
+    if (whole.ids) p.row_ids = ids.get();
   }
 
 private:

@@ -142,8 +142,8 @@ ERRORS = (
     Error(
         "slopes of negated pairs keep their sign",
         "sums.hpp",
-        "(minus ? -v.slope : v.slope)",
-        "(minus && !planted ? -v.slope : v.slope)",
+        "(negated.at(r, c + k) ? -slope : slope)",
+        "(negated.at(r, c + k) && !planted ? -slope : slope)",
         "softplus",
     ),
     dropped("narrow: no wait for an empty stage", "narrow.hpp", "shared.empty[at.stage].wait(at.phase);", "narrow"),
@@ -187,8 +187,8 @@ ERRORS = (
     Error(
         "a polynomial's coefficient",
         "pointwise.hpp",
-        "0.3331812024116516f",
-        "(planted ? 0.3331f : 0.3331812024116516f)",
+        "fmaf(p[k], u[k], COEFFICIENTS[c])",
+        "fmaf(p[k], u[k], COEFFICIENTS[c] - (planted && c == 5 ? 1e-4f : 0.f))",
         "softplus",
     ),
     Error(
