@@ -12,20 +12,34 @@ this rank's own. Every rank makes the same call.
 All raise TypeError or ValueError naming the argument, what it got and what it needs.
 """
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .entropy import cross_entropies_with_entropy, logsumexp_with_entropy
 from .loss_parts import REDUCTIONS, Loss, inverse, reduced, reduced_over, rowwise_scores
 from .operator.computation import autocast, without_autocast
 from .operator.cross_entropy import cross_entropy_from_others, cross_entropy_sum
 from .operator.global_batch import shards_of
 from .problem import Problem, compute_dtype, validation
+from .problem.softmax import entropy_of_rows, entropy_with
 from .scores import PairwiseScores
 
 
+@overload
+def info_nce_loss(
+    query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None, temperature: float | Tensor = 0.1,
+    reduction: str = "mean", symmetric: bool = False, normalize: bool = True, group: Any = None,
+    return_entropy: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def info_nce_loss(
+    query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None, temperature: float | Tensor = 0.1,
+    reduction: str = "mean", symmetric: bool = False, normalize: bool = True, group: Any = None,
+    *, return_entropy: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def info_nce_loss(
     query: Tensor,
     positive_key: Tensor,
@@ -35,19 +49,22 @@ def info_nce_loss(
     symmetric: bool = False,
     normalize: bool = True,
     group: Any = None,
-) -> Tensor:
+    return_entropy: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """InfoNCE over cosine similarities (van den Oord et al. 2018, eq. 4), as the package info-nce-pytorch has it.
 
     query, positive_key: (N, d), one pair a row. Without negative_keys the other rows' positive keys are the
     negatives; negative_keys (M, d) take their place, shared by all queries, with a group those of every rank, of which
     each brings its own; or (N, K, d), K of each query's own. symmetric=True averages the losses of both directions,
     from one pass; it needs in-batch negatives. normalize=False takes queries and keys as they are, for dot products in
-    place of cosines.
+    place of cosines. return_entropy=True returns the loss and the entropy (N,) of each query's softmax over its
+    keys, in nats and without gradient: log of their number where it knows nothing, near 0 where it is sure.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     validation.positive(temperature, "temperature")
     validation.flag(symmetric, "symmetric")
     validation.flag(normalize, "normalize")
+    validation.flag(return_entropy, "return_entropy")
     if symmetric and negative_keys is not None:
         raise ValueError("symmetric must be False where negative_keys are given: they have no direction back")
     some = group is not None
@@ -60,16 +77,29 @@ def info_nce_loss(
     scale = inverse(temperature, query)
     if negative_keys is None:
         scores = PairwiseScores(query, positive_key, scale=scale, group=group)
-        return scores._reduced_entropies("both" if symmetric else "rows", reduction)
+        dims = "both" if symmetric else "rows"
+        if not return_entropy:
+            return scores._reduced_entropies(dims, reduction)
+        values, of_rows = cross_entropies_with_entropy(scores, dims)
+        return reduced(values.mean(0), reduction, scores._shards), of_rows
     pairs = Problem(*autocast(query, positive_key), [scale])
+    entropies: Tensor | None = None
     if each_its_own:
         shards = shards_of(group, pairs)
-        others = rowwise_scores(query, negative_keys, "negative_keys", scale, normalize, some).logsumexp(1)
+        own_scores = rowwise_scores(query, negative_keys, "negative_keys", scale, normalize, some)
+        others = own_scores.logsumexp(1)
+        entropies = entropy_of_rows(own_scores.detach()) if return_entropy else None
     else:
         negative_keys = F.normalize(negative_keys, dim=1) if normalize else negative_keys
         negatives = PairwiseScores(query, negative_keys, scale=scale, group=group)
-        shards, others = negatives._shards, negatives.logsumexp(1)
-    return reduced(cross_entropy_from_others(others, PairwiseScores._of(pairs).joint), reduction, shards)
+        shards = negatives._shards
+        if return_entropy:
+            others, entropies = logsumexp_with_entropy(negatives)
+        else:
+            others = negatives.logsumexp(1)
+    joint = PairwiseScores._of(pairs).joint
+    loss = reduced(cross_entropy_from_others(others, joint), reduction, shards)
+    return loss if entropies is None else (loss, entropy_with(joint, others, entropies))
 
 
 def clip_loss(
@@ -145,6 +175,18 @@ def nt_xent_loss(
     return scores.exclude(index, index, keep_joint=True)._reduced_entropies("rows", reduction)
 
 
+@overload
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, ignore_index: int = -100,
+    reduction: str = "mean", class_weight: Tensor | None = None, label_smoothing: float = 0.0, group: Any = None,
+    return_entropy: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, ignore_index: int = -100,
+    reduction: str = "mean", class_weight: Tensor | None = None, label_smoothing: float = 0.0, group: Any = None,
+    *, return_entropy: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def linear_cross_entropy(
     x: Tensor,
     weight: Tensor,
@@ -155,18 +197,21 @@ def linear_cross_entropy(
     class_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     group: Any = None,
-) -> Tensor:
+    return_entropy: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """F.cross_entropy(F.linear(x, weight, bias), target, class_weight) without the (N, C) logits.
 
     x (N, d), weight (C, d), bias (C,), target (N,) class indices in [0, C) or ignore_index, whose rows contribute 0.
     class_weight (C,) is cross_entropy's `weight`: a row counts as much as its target's class. label_smoothing in
     [0, 1] is the share of the target that goes to all classes alike (Szegedy et al. 2016, sec. 7), in O((N + C) d).
     As in PyTorch the mean divides by the class weights of the rows that are not ignored, by their number without any,
-    and is NaN where that is 0. With a group every rank has all of weight, bias and class_weight.
+    and is NaN where that is 0. With a group every rank has all of weight, bias and class_weight. return_entropy=True
+    returns the loss and the entropy (N,) of each row's softmax, in nats and without gradient, ignored rows' too.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     label_smoothing = validation.fraction(label_smoothing, "label_smoothing")
     ignore_index = validation.integer(ignore_index, "ignore_index")
+    validation.flag(return_entropy, "return_entropy")
     x, weight = autocast(*validation.operands(x, weight, ("x", "weight"), may_be_empty=group is not None))
     classes = len(weight)
     target = validation.indices(target, "target", len(x), classes, x, also=ignore_index)
@@ -179,17 +224,21 @@ def linear_cross_entropy(
     problem = Problem(x, weight, [validation.scalar(1.0, "scale", x)], col_bias=bias, positives=target)
     scores, shards = PairwiseScores._of(problem), shards_of(group, problem)
     row_weight = None if class_weight is None else class_weight.to(scores.dtype)[target]
-    if reduction != "none" and not label_smoothing and shards is None:
+    if reduction != "none" and not label_smoothing and shards is None and not return_entropy:
         counts = counted.to(scores.dtype) if row_weight is None else row_weight.where(counted, 0)
         return cross_entropy_sum(problem, "rows", counts.sum() if reduction == "mean" else 1, counts)
-    entropies = scores.cross_entropy(1)
+    if return_entropy:
+        (entropies,), of_softmax = cross_entropies_with_entropy(scores, "rows")
+    else:
+        entropies, of_softmax = scores.cross_entropy(1), None
     values = entropies if row_weight is None else row_weight * entropies
     if label_smoothing:
         # mean_j w_j (logsumexp_i - s_ij): a mean over the classes of scores that are linear in them.
         share = 1 if class_weight is None else class_weight.to(scores.dtype).mean()
         spread = share * (entropies + scores.joint) - _mean_scores(x, weight, bias, class_weight)
         values = (1 - label_smoothing) * values + label_smoothing * spread
-    return reduced_over(values, counted, reduction, empty=float("nan"), weight=row_weight, shards=shards)
+    loss = reduced_over(values, counted, reduction, empty=float("nan"), weight=row_weight, shards=shards)
+    return loss if of_softmax is None else (loss, of_softmax)
 
 
 def _mean_scores(x: Tensor, weight: Tensor, bias: Tensor | None, class_weight: Tensor | None) -> Tensor:
@@ -216,12 +265,18 @@ class InfoNCELoss(Loss):
         symmetric: bool = False,
         normalize: bool = True,
         group: Any = None,
+        return_entropy: bool = False,
     ):
         super().__init__(
-            temperature=temperature, reduction=reduction, symmetric=symmetric, normalize=normalize, group=group
+            temperature=temperature,
+            reduction=reduction,
+            symmetric=symmetric,
+            normalize=normalize,
+            group=group,
+            return_entropy=validation.flag(return_entropy, "return_entropy"),
         )
 
-    def forward(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None) -> Tensor:
+    def forward(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None) -> Any:
         return info_nce_loss(query, positive_key, negative_keys, **self._options)
 
 
@@ -282,13 +337,14 @@ class LinearCrossEntropyLoss(Loss):
         class_weight: Tensor | None = None,
         label_smoothing: float = 0.0,
         group: Any = None,
+        return_entropy: bool = False,
     ):
         validation.fraction(label_smoothing, "label_smoothing")
         validation.integer(ignore_index, "ignore_index")
         options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
-        super().__init__(**options, group=group)
+        super().__init__(**options, group=group, return_entropy=validation.flag(return_entropy, "return_entropy"))
         # A buffer, as in nn.CrossEntropyLoss: it moves and is saved with the module.
         self.register_buffer("class_weight", class_weight)
 
-    def forward(self, x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Any:
         return linear_cross_entropy(x, weight, target, bias, class_weight=self.class_weight, **self._options)

@@ -161,7 +161,7 @@ def guided_ranking_loss(
     three, in this order. Candidates of query i are all positives and negatives; with contrast_anchors the queries, too,
     and with contrast_positives its positive against all positives. Those are left out whose cosine by the guides is
     greater than that of pair i less the margin, or, where it is relative, less the margin times its size; the positive
-    stays. On the backends `tiled` and `reference`.
+    stays.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     given = [queries, positives] if negatives is None else [queries, positives, negatives]

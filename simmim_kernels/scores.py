@@ -204,8 +204,8 @@ class PairwiseScores:
         """Leaves pair (i, j) out of every statistic where <guide_x_i, guide_y_j> > limit_i: false negatives by a guide.
 
         guide_x (N, g) and guide_y (M, g), of one dtype, are a guide's features, or detached ones of the scores' own; no
-        gradient goes through them, nor through limit (N,). `keep_joint` is that of `exclude`. Backends `tiled` and
-        `reference` have it, and make the guide's product along with that of the scores.
+        gradient goes through them, nor through limit (N,). `keep_joint` is that of `exclude`. All backends but `cuda`
+        have it, and make the guide's product along with that of the scores.
 
         Raises TypeError or ValueError for guides that do not fit, and for a second one; NotImplementedError of scores
         with a group.

@@ -105,7 +105,15 @@ def ranking(t: dict[str, Tensor], group, **options) -> Tensor:
     return sk.ranking_loss(t["x"], t["y"], negatives, t["temperature"], group=group, **options)
 
 
+def watched(t: dict[str, Tensor], group) -> Tensor:
+    """With the entropies of this rank's rows, beside a loss and alone, summed over the ranks."""
+    loss, entropies = sk.info_nce_loss(t["x"], t["y"], symmetric=True, group=group, return_entropy=True)
+    scores = sk.DotCritic(0.4)(t["x"], t["y"], group=group)
+    return loss + scores.over_ranks((entropies * sk.softmax_entropy(scores)).sum())
+
+
 LOSSES: dict[str, Value] = {
+    "info_nce, watched": watched,
     "clip": lambda t, g: sk.clip_loss(t["x"], t["y"], t["scale"], group=g),
     "clip, sum": lambda t, g: sk.clip_loss(t["x"], t["y"], t["scale"], reduction="sum", group=g),
     "siglip": lambda t, g: sk.siglip_loss(t["x"], t["y"], t["scale"], t["bias"], group=g),

@@ -47,6 +47,10 @@ template <class T> struct RowsOf {
     p.n = count;
     p.x = static_cast<const char *>(whole.x) + first * whole.x_row * size_of(whole.dtype);
     if (whole.row_bias) p.row_bias = static_cast<const T *>(whole.row_bias) + first;
+    if (whole.guide_limit) {
+      p.guide_x = static_cast<const T *>(whole.guide_x) + first * whole.guide_d;
+      p.guide_limit = static_cast<const T *>(whole.guide_limit) + first;
+    }
     for (int64_t i = 0; i < count; ++i) positives[i] = whole.positives ? whole.positives[first + i] : first + i;
     p.positives = positives.get();
     for (int64_t k = 0; k < whole.ids; ++k) std::copy_n(whole.row_ids + k * whole.n + first, count, ids.get() + k * count);

@@ -52,11 +52,13 @@ public:
   }
 };
 
-// Puts `fill` in the places of a row that are left out, below the diagonal of symmetric scores, and beyond its end.
+// Puts `fill` in the places of a strip's row that are left out, below the diagonal of symmetric scores, and beyond its
+// end. Scores that were kept are -inf where a guide's, which are not made again then, left a pair out.
 template <class E>
-void leave_out(const Typed<E> &t, const Panel<E> &panel, int64_t row, Sum<E> *values, int64_t from, int64_t end,
-               Sum<E> fill) {
+void leave_out(const Typed<E> &t, const Strip<E> &strip, const Panel<E> &panel, int64_t i, Sum<E> *values, int64_t from,
+               int64_t end, Sum<E> fill, const Sum<E> *kept = nullptr) {
   const simmim_problem &p = t.p;
+  const int64_t row = strip.first + i;
   const int64_t joint = p.joint == SIMMIM_LEFT_OUT || p.joint == SIMMIM_KEPT ? joint_of(t, panel, row) : -1;
   const bool special = joint >= 0;
   const Sum<E> of_joint = special && p.joint == SIMMIM_KEPT ? values[joint] : fill;
@@ -66,6 +68,11 @@ void leave_out(const Typed<E> &t, const Panel<E> &panel, int64_t row, Sum<E> *va
     if (!in_if && (id < panel.least_id[k] || id > panel.most_id[k])) continue;
     for (int64_t j = from; j < panel.count; ++j) values[j] = (ids[j] == id) == in_if ? values[j] : fill;
   }
+  if (t.guide.d) {
+    const Sum<E> *guide = strip.guide.scores.get() + i * strip.stride, limit = t.guide.limit[row];
+    for (int64_t j = from; j < panel.count; ++j)
+      values[j] = (kept ? kept[j] == -infinity<Sum<E>> : guide[j] > limit) ? fill : values[j];
+  }
   if (special) values[joint] = of_joint;
   if (t.symmetric) std::fill(values + from, values + std::clamp(row - panel.first, from, end), fill);
   for (int64_t j = panel.count; j < end; ++j) values[j] = fill;
@@ -73,6 +80,7 @@ void leave_out(const Typed<E> &t, const Panel<E> &panel, int64_t row, Sum<E> *va
 
 // The tile's products, or what a network makes of its pairs; scale, biases and clamp come row by row.
 template <class E> void make_scores(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel) {
+  if (t.guide.d) strip.guide.score(t.guide, strip.first, strip.count, panel.guide, panel.count, strip.stride);
   if constexpr (std::is_same_v<E, Sum<E>>) {
     if (t.deep()) {
       for (int64_t i = 0; i < strip.count; ++i)

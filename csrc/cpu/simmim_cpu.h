@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Counts the changes of this file, so that a library built from another one is not taken for this one's. */
-#define SIMMIM_INTERFACE 10
+#define SIMMIM_INTERFACE 11
 int simmim_interface(void);
 
 enum simmim_dtype { SIMMIM_FLOAT32, SIMMIM_FLOAT64, SIMMIM_BFLOAT16, SIMMIM_FLOAT16 };
@@ -46,6 +46,10 @@ typedef struct {
   int64_t grouped;  /* 1: a pair is left out where its first ids differ, and not where they are equal as of all others */
   const void *weight, *weight_bias, *output;  /* (d, d) as of what follows by what is before, (d) and (d); of a network */
   double output_bias;
+  /* A pair is left out where <guide_x_i, guide_y_j> > guide_limit_i: (n, guide_d) and (m, guide_d), contiguous, and (n),
+   * in the compute type, or NULL; of a problem that is not symmetric. */
+  const void *guide_x, *guide_y, *guide_limit;
+  int64_t guide_d;
 } simmim_problem;
 
 /* rows (n) and columns (m), either of which may be NULL where it is not wanted.
@@ -55,10 +59,13 @@ typedef struct {
  * problems whose joint pairs are left out, and by column for those without positives.
  *
  * scores, if not NULL, keeps all scores for simmim_backward, which then need not make them again: n rows, each of m
- * rounded up to a multiple of SIMMIM_ROW_STEP. Of log-sum-exps without a clamp. */
+ * rounded up to a multiple of SIMMIM_ROW_STEP. Of log-sum-exps without a clamp.
+ *
+ * softmax_entropies (n), if not NULL, takes the entropy of each row's softmax, 0 of a row without pairs. That is for
+ * log-sum-exps of problems that are not symmetric, where rows are wanted. */
 #define SIMMIM_ROW_STEP 96
 typedef struct {
-  void *rows, *columns, *joint, *entropies, *scores;
+  void *rows, *columns, *joint, *entropies, *scores, *softmax_entropies;
 } simmim_values;
 
 int simmim_forward(const simmim_problem *problem, const simmim_values *values);

@@ -16,22 +16,35 @@ namespace {
 
 // Spread of a tile's references for which one exponential serves rows and columns: in nats, far within float32.
 constexpr double shared_spread = 40;
+// Of an exponential that has underflowed: any finite number, that it be 0 times it.
+constexpr double nothing = -1000;
 
-// log sum e^s of many vectors at once, as most + log(total), while tiles come in.
+// log sum e^s of many vectors at once, as most + log(total), while tiles come in; and, where there is room for the moment
+// sum e^(s - most) (s - most), the entropies of their softmaxes.
 template <class T> struct Sums {
-  T *most, *total;
+  T *most, *total, *moment = nullptr;
   void clear(int64_t size) {
     std::fill_n(most, size, -infinity<T>);
     std::fill_n(total, size, T(0));
   }
-  void add(int64_t at, T reference, T sum) {
+  void add(int64_t at, T reference, T sum, T moment_of_sum = 0) {
     const T before = most[at], now = reference > before ? reference : before;
     // Where both are the same infinity nothing is rescaled.
-    total[at] = total[at] * (before == now ? T(1) : std::exp(before - now)) +
-                sum * (reference == now ? T(1) : std::exp(reference - now));
+    const T old = before == now ? T(1) : std::exp(before - now), other = reference == now ? T(1) : std::exp(reference - now);
+    if (moment) {
+      const auto moved = [now](T of, T total, T from) { return of + (from == now || total == 0 ? T(0) : (from - now) * total); };
+      // Of what has vanished beside the other not even 0 times infinity is left.
+      moment[at] = (old > 0 ? old * moved(moment[at], total[at], before) : T(0)) +
+                   (other > 0 ? other * moved(moment_of_sum, sum, reference) : T(0));
+    }
+    total[at] = total[at] * old + sum * other;
     most[at] = now;
   }
   T result(int64_t at) const { return most[at] + std::log(total[at]); }
+  // No large numbers cancel here, as they would in the log-sum-exp less the mean score.
+  T entropy(int64_t at) const {
+    return total[at] > 0 ? std::max(std::log(total[at]) - moment[at] / total[at], T(0)) : T(0);
+  }
 };
 
 // Log-sum-exps of the rows and of the columns of a tile, by one exponential where one reference serves all.
@@ -53,7 +66,7 @@ void add_exponentials(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel,
       joints[row] = s[joint];
       if (t.symmetric) joints[panel.first + joint] = s[joint];
     }
-    leave_out(t, panel, row, s, from, n, -infinity<T>);
+    leave_out(t, strip, panel, i, s, from, n, -infinity<T>);
     if (kept) std::copy(s + from, s + n, kept + row * t.kept_row + panel.first + from);
     const Untouched<T> diagonal(column_most, diagonal_of(t, panel, row));
     Vector<T> most = all(-infinity<T>);
@@ -80,15 +93,16 @@ void add_exponentials(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel,
     const T *s = strip.scores.get() + i * strip.stride;
     const T reference = shared ? most : finite(row_most[i]);
     const Untouched<T> diagonal(column_sum, diagonal_of(t, panel, strip.first + i));
-    Vector<T> sum{};
+    Vector<T> sum{}, moment{};
     if (want_rows || shared) {
       for (int64_t j = from; j < n; j += lanes) {
-        const Vector<T> e = exp_of<T>(load(s + j) - reference);
+        const Vector<T> v = load(s + j) - reference, e = exp_of<T>(v);
         sum += e;
+        if (rows.moment) moment += e * larger<T>(v, all(T(nothing)));
         if (shared) store(column_sum + j, load(column_sum + j) + e);
       }
     }
-    if (want_rows) rows.add(strip.first + i, shared ? most : row_most[i], sum_of<T>(sum));
+    if (want_rows) rows.add(strip.first + i, shared ? most : row_most[i], sum_of<T>(sum), sum_of<T>(moment));
     if (want_columns && !shared)
       for (int64_t j = from; j < n; j += lanes) {
         const Vector<T> top = load(column_most + j);
@@ -112,7 +126,7 @@ void add_values(const Typed<E> &t, Strip<E> &strip, const Panel<E> &panel, Sum<E
     for (int64_t j = strip.from; j < panel.columns; j += lanes)
       store(s + j, function_of<T>(t.p.function, clamped_score(t, unclamped_score(t, panel, s, j, bias))));
     if (joint.at >= 0) s[joint.at] = joint.value();
-    leave_out(t, panel, row, s, strip.from, panel.columns, T(0));
+    leave_out(t, strip, panel, i, s, strip.from, panel.columns, T(0));
     const Untouched<T> diagonal(columns, columns ? diagonal_of(t, panel, row) : -1);
     Vector<T> sum{};
     for (int64_t j = strip.from; j < panel.columns; j += lanes) {
@@ -148,7 +162,7 @@ template <class E> struct Forward {
   const Typed<E> &t;
   const bool exponential;
   T *const rows, *const columns;  // of symmetric scores one of the two, and the other's place afterwards
-  T *const joints, *const entropies, *const kept;
+  T *const joints, *const entropies, *const kept, *const softmax_entropies;
   Buffer<T> row_most;
   std::vector<std::unique_ptr<Share>> shares;
 
@@ -156,10 +170,15 @@ template <class E> struct Forward {
       : t(problem), exponential(t.p.function == SIMMIM_LOGSUMEXP),
         rows(static_cast<T *>(t.symmetric && !v.rows ? v.columns : v.rows)), columns(static_cast<T *>(v.columns)),
         joints(static_cast<T *>(v.joint)), entropies(static_cast<T *>(v.entropies)), kept(static_cast<T *>(v.scores)),
+        softmax_entropies(static_cast<T *>(v.softmax_entropies)),
         row_most(allocate<T>(exponential && rows ? t.p.n : 0)) {
     if (rows) std::fill_n(rows, t.p.n, T(0));
     if (exponential && rows) std::fill_n(row_most.get(), t.p.n, -infinity<T>);
+    if (softmax_entropies) std::fill_n(softmax_entropies, t.p.n, T(0));
   }
+
+  // Of the rows; the moments stand where the entropies go.
+  Sums<T> of_rows() const { return {row_most.get(), rows, softmax_entropies}; }
 
   bool looks_at_joints() const { return joints; }
   bool makes_scores() const { return true; }
@@ -168,7 +187,7 @@ template <class E> struct Forward {
     const bool by_column = t.symmetric || columns;
     make_scores(t, strip, panel);
     if (exponential)
-      add_exponentials(t, strip, panel, Sums<T>{row_most.get(), rows}, mine.sums(), rows != nullptr, by_column, joints,
+      add_exponentials(t, strip, panel, of_rows(), mine.sums(), rows != nullptr, by_column, joints,
                        kept, mine.scratch.get(), mine.scratch.get() + mine.width);
     else
       add_values(t, strip, panel, rows, by_column ? mine.total.get() : nullptr);
@@ -188,7 +207,7 @@ template <class E> struct Forward {
     if (!t.symmetric)
       columns[column] = exponential ? merged.result(j) : merged.total[j];
     else if (exponential)
-      Sums<T>{row_most.get(), rows}.add(column, merged.most[j], merged.total[j]);
+      of_rows().add(column, merged.most[j], merged.total[j]);
     else
       rows[column] += merged.total[j];
   }
@@ -196,7 +215,10 @@ template <class E> struct Forward {
   void run() {
     for_each_tile(t, *this);
     if (exponential && rows)
-      for (int64_t i = 0; i < t.p.n; ++i) rows[i] = Sums<T>{row_most.get(), rows}.result(i);
+      for (int64_t i = 0; i < t.p.n; ++i) {
+        if (softmax_entropies) softmax_entropies[i] = of_rows().entropy(i);
+        rows[i] = of_rows().result(i);
+      }
     if (t.symmetric && columns && columns != rows) std::copy_n(rows, t.p.n, columns);
     if (!entropies) return;
     T *to = entropies;

@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "blocks.hpp"
+#include "guide.hpp"
 #include "memory.hpp"
 #include "network.hpp"
 
@@ -51,6 +52,7 @@ template <class E> struct Typed {
   int64_t depth, width;  // of features, in whole steps and in whole blocks
   int64_t kept_row;      // of scores that are kept
   std::unique_ptr<const Network<T>> network;  // or none, for inner products
+  const Guide<T> guide;
 
   explicit Typed(const simmim_problem &problem)
       : p(problem), row_bias(static_cast<const T *>(p.row_bias)), col_bias(static_cast<const T *>(p.col_bias)),
@@ -58,7 +60,8 @@ template <class E> struct Typed {
         symmetric(p.symmetric),
         x{p.x, p.dtype, p.x_row, p.x_column}, y{p.y, p.dtype, p.y_row, p.y_column},
         depth(round_up(p.d, Operand<E>::depth_step)), width(round_up(p.d, block_columns<E>)),
-        kept_row(round_up(p.m, panel_step)), network(p.layers ? new Network<T>(p) : nullptr) {}
+        kept_row(round_up(p.m, panel_step)), network(p.layers ? new Network<T>(p) : nullptr),
+        guide(p) {}
 
   // As many as there are strips for.
   int threads() const {
@@ -67,9 +70,10 @@ template <class E> struct Typed {
   }
   int64_t columns_of_panel() const {
     if (deep()) return panel_step;
-    // Of a column's gradient, and of its scores and weights.
-    const int64_t of_column = (width + (1 + parts<E>) * rows_of_strip()) * int64_t(sizeof(T));
-    const int64_t fit = std::min(panel_features / width, of_thread() / 2 / of_column) / panel_step * panel_step;
+    // Of a column's gradient, and of its scores and weights, the guide's scores among them.
+    const int64_t of_pair = 1 + parts<E> + (guide.d ? 1 : 0), of_column = (width + of_pair * rows_of_strip()) * int64_t(sizeof(T));
+    const int64_t fit =
+        std::min(panel_features / (width + guide.d), of_thread() / 2 / of_column) / panel_step * panel_step;
     const int64_t most = std::min(p.grouped ? group_columns : panel_columns, fit);
     return std::min(round_up(p.m, panel_step), std::max(panel_step, most));
   }
@@ -79,7 +83,7 @@ template <class E> struct Typed {
       return std::clamp<int64_t>(std::min(kept_activations / row, p.n / std::max(1, p.threads)), 1, strip_rows);
     }
     // Of a row of x, as it is and packed, and of its gradient.
-    const int64_t of_row = std::max(3, 1 + parts<E>) * width * int64_t(sizeof(T));
+    const int64_t of_row = (std::max(3, 1 + parts<E>) * width + guide.d) * int64_t(sizeof(T));
     const int64_t fit = of_thread() / 2 / of_row / block_rows<E> * block_rows<E>;
     // Of a triangle's strips the first are the longest: more of them are shared out more evenly.
     const int64_t pieces = (symmetric ? 4 : 1) * std::max(1, p.threads);
@@ -101,6 +105,7 @@ template <class E> struct Panel {
   Buffer<E> transposed, packed, plain;
   Buffer<Sum<E>> bias;
   Buffer<int64_t> least_id, most_id;  // (ids), of its columns
+  GuideColumns<Sum<E>> guide;
 
   int64_t transposed_plane, packed_plane;  // from one part of them to the next
 
@@ -109,7 +114,7 @@ template <class E> struct Panel {
         packed(differentiates && !t.network ? allocate<E>(parts<E> * t.columns_of_panel() * t.width) : nullptr),
         plain(t.network ? allocate<E>(t.columns_of_panel() * t.width) : nullptr),
         bias(allocate<Sum<E>>(t.columns_of_panel())), least_id(allocate<int64_t>(t.p.ids)),
-        most_id(allocate<int64_t>(t.p.ids)), transposed_plane(t.columns_of_panel() * t.depth),
+        most_id(allocate<int64_t>(t.p.ids)), guide(t.guide, makes_scores ? t.columns_of_panel() : 0), transposed_plane(t.columns_of_panel() * t.depth),
         packed_plane(t.columns_of_panel() * t.width) {}
 };
 
@@ -125,8 +130,10 @@ template <class E> struct Strip {
   // The weights as numbers to multiply, where scores are not: pairs along a row, and pairs along a column.
   Buffer<E> by_row, by_column;
   std::unique_ptr<Activations<Sum<E>>> made;  // by a network
+  GuideRows<Sum<E>> guide;
 
-  Strip(const Typed<E> &t, bool differentiates) : stride(t.columns_of_panel()) {
+  Strip(const Typed<E> &t, bool differentiates)
+      : stride(t.columns_of_panel()), guide(t.guide, t.rows_of_strip(), stride) {
     const int64_t most = t.rows_of_strip();
     x_plane = std::max<int64_t>(most, block_columns<E>) * t.width;
     weights_plane = most * stride;
@@ -171,6 +178,7 @@ template <class E> void take_panel(const Typed<E> &t, Panel<E> &panel, Strip<E> 
       if (panel.packed) pack(rows, block, t.width, panel.columns, panel.packed.get() + in_packed);
     }
   }
+  if (panel.guide.packed) panel.guide.take(t.guide, first, panel.count, strip.guide.x.get());
 }
 
 // Columns in whole blocks, as columns of the scores and as rows of dy.

@@ -159,13 +159,13 @@ void weigh(const Typed<E> &t, const Upstream<Sum<E>> &u, Weights<Sum<E>> &w, Str
       s[negated.at] = negated.derivative() * (w.column_factor[negated.at] + factor);
       values[negated.at] = negated.value();
     }
-    leave_out(t, panel, row, s, from, end, T(0));
+    leave_out(t, strip, panel, i, s, from, end, T(0), kept);
     if (joint >= 0) s[joint] += of_joint;
     // As a pair of its row and of its column, each of which the products add up.
     const int64_t diagonal = diagonal_of(t, panel, row);
     if (diagonal >= 0) s[diagonal] /= 2;
     if (total) {
-      leave_out(t, panel, row, values, from, panel.columns, T(0));
+      leave_out(t, strip, panel, i, values, from, panel.columns, T(0));
       Vector<T> sum{};
       for (int64_t j = from; j < panel.columns; j += lanes) sum += load(values + j);
       const double once = double(sum_of<T>(sum));

@@ -6,6 +6,7 @@ A backend is a module with these functions:
     not_by_default(device) -> None | reason   must it be asked for by name, as what such hardware has not verified must?
     supports(problem) -> None | reason        can it run this problem?
     forward(problem) -> (rows, columns)       the statistic, in the compute dtype; empty where not wanted
+    forward_with_entropies(problem) -> (rows, columns, entropies)     of a problem that wants_entropy
     backward(problem, rows, columns, grad_rows, grad_columns, needs) -> gradients of problem.differentiable
     value_and_gradients(problem, needs) -> the sum over all pairs of a pointwise function, and its gradients
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..problem import Problem, total_gradient_dtype
 from ..problem.forms import FORMS
 from ..problem.pointwise import POINTWISE, clamp
+from ..problem.softmax import entropy_of_rows
 
 
 def unavailable() -> str | None:
@@ -86,6 +87,10 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
         reduce = (values if mask is None else values.masked_fill(mask, 0)).sum
     nothing = s.new_empty(0)
     return (reduce(1) if problem.wants_rows else nothing), (reduce(0) if problem.wants_columns else nothing)
+
+
+def forward_with_entropies(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    return *forward(problem), entropy_of_rows(dense(problem))
 
 
 def weights(

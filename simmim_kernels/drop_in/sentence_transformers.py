@@ -62,7 +62,7 @@ class CachedMultipleNegativesRankingLoss(original.CachedMultipleNegativesRanking
 
 
 class GISTEmbedLoss(original.GISTEmbedLoss):
-    """sentence-transformers' GISTEmbedLoss, on the backends `tiled` and `reference`."""
+    """sentence-transformers' GISTEmbedLoss."""
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         if self.gather_across_devices:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +10,17 @@ from torch import Tensor
 from ..backends import BACKENDS
 from ..problem import Problem, total_gradient_dtype
 from .joint import add_joint_gradients, joint_scores
+
+
+class Statistic(NamedTuple):
+    """What comes of a problem, in the compute dtype; empty where not wanted."""
+
+    rows: Tensor
+    columns: Tensor
+    joint: Tensor
+    """(N,) the joint scores"""
+    entropies: Tensor
+    """(N,) of each row's softmax, in nats; 0 of a row without pairs"""
 
 
 def is_watched() -> bool:
@@ -40,11 +52,16 @@ def autocast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return cast, cast if y is x else y.to(dtype)
 
 
-def values(problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Row and column values and joint scores, in the compute dtype; empty where not wanted."""
+def values(problem: Problem, backend: str) -> Statistic:
+    module = BACKENDS[backend]
     with without_autocast(problem.x.device):
-        rows, columns = BACKENDS[backend].forward(problem)
-        return rows, columns, joint_scores(problem) if problem.wants_joint else rows.new_empty(0)
+        if problem.wants_entropy:
+            rows, columns, entropies = module.forward_with_entropies(problem)
+        else:
+            rows, columns = module.forward(problem)
+            entropies = rows.new_empty(0)
+        joint = joint_scores(problem) if problem.wants_joint else rows.new_empty(0)
+        return Statistic(rows, columns, joint, entropies)
 
 
 def gradients(

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..backends import BACKENDS, select
 from ..problem import Problem
 from ..problem.pointwise import POINTWISE
+from ..problem.softmax import entropy_with
 from .computation import cast_gradients, is_watched, without_autocast
 from .global_batch import Shards
 from .sharded import all_columns, joint_scores, statistic
@@ -27,6 +28,21 @@ def cross_entropies(problem: Problem, dims: str, backend: str | None = None, sha
     if maker is not None:
         return CrossEntropies.apply(p, maker, None, None, *p.differentiable)
     return _composed(p, backend, cross_entropy_from_others if from_others else torch.sub, shards)
+
+
+def cross_entropies_with_entropy(
+    problem: Problem, dims: str, backend: str | None = None, shards: Shards | None = None
+) -> tuple[Tensor, Tensor]:
+    """`cross_entropies` by "rows" or "both", and the entropy (N,) of each row's softmax, from one look at the scores.
+
+    No gradient goes through the entropy, which is in nats.
+    """
+    p, from_others = _asked(problem, dims, shards)
+    found = statistic(p.replace(wants_entropy=True), backend, shards)
+    less = cross_entropy_from_others if from_others else torch.sub
+    joint = found.joint if p.wants_joint else joint_scores(p, shards)
+    entropies = entropy_with(joint, found.rows, found.entropies) if from_others else found.entropies
+    return _less_joint(p, found.rows, found.columns, joint, less, shards), entropies
 
 
 def cross_entropy_sum(
@@ -113,9 +129,20 @@ def _composed(
     problem: Problem, backend: str | None, less: Callable[[Tensor, Tensor], Tensor], shards: Shards | None = None
 ) -> Tensor:
     """`less` of a statistic's rows and columns and the joint scores."""
-    rows, columns, joint = statistic(problem, backend, shards)
+    rows, columns, joint, _ = statistic(problem, backend, shards)
     if not problem.wants_joint:
         joint = joint_scores(problem, shards)
+    return _less_joint(problem, rows, columns, joint, less, shards)
+
+
+def _less_joint(
+    problem: Problem,
+    rows: Tensor,
+    columns: Tensor,
+    joint: Tensor,
+    less: Callable[[Tensor, Tensor], Tensor],
+    shards: Shards | None,
+) -> Tensor:
     found = [rows] if problem.wants_rows else []
     if problem.wants_columns and _on_the_diagonal(problem, shards):
         found.append(columns[: len(joint)])

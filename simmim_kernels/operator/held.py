@@ -4,10 +4,11 @@ Their backward is PyTorch's own, as of dense scores: called inside autocast, its
 """
 
 import torch
-from torch import Tensor
 
 from ..backends import asked_for, reference
 from ..problem import Problem
+from ..problem.softmax import entropy_of_rows
+from .computation import Statistic
 
 # A matrix of up to this many scores, 256 KB of them, is held where no backend was asked for by name.
 HELD_SCORES = 2**16
@@ -24,12 +25,12 @@ def is_held(problem: Problem, backend: str | None = None) -> bool:
     return n * m <= HELD_SCORES and all_pairs and problem.form == "inner_product" and asked_for(backend)[0] is None
 
 
-def held_statistic(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """Row and column values and joint scores, the last out of the same products as the others."""
+def held_statistic(problem: Problem) -> Statistic:
+    """The joint scores are out of the same products as the others."""
     # Cast once for all, so that gradients are summed before they are rounded.
     p = reference.cast(problem)
-    if not p.wants_joint:
-        return *reference.forward(p), p.x.new_empty(0)
+    if not (p.wants_joint or p.wants_entropy):
+        return Statistic(*reference.forward(p), p.x.new_empty(0), p.x.new_empty(0))
     s = reference.dense(p.replace(joint="counted"))
     joint = s.diagonal() if p.positives is None else s.gather(1, p.positives[:, None]).squeeze(1)
     if p.joint == "left_out":
@@ -40,4 +41,6 @@ def held_statistic(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
         else:
             s = s.scatter(1, p.positives[:, None], lowest)
     nothing = s.new_empty(0)
-    return s.logsumexp(1) if p.wants_rows else nothing, s.logsumexp(0) if p.wants_columns else nothing, joint
+    entropies = entropy_of_rows(s.detach()) if p.wants_entropy else nothing
+    rows, columns = s.logsumexp(1) if p.wants_rows else nothing, s.logsumexp(0) if p.wants_columns else nothing
+    return Statistic(rows, columns, joint if p.wants_joint else nothing, entropies)

@@ -13,33 +13,35 @@ from torch import Tensor
 
 from ..backends import BACKENDS, asked_for, select
 from ..problem import Problem
+from ..problem.softmax import merged_entropy
 from .collectives import AllToAll
-from .computation import cast_gradients, without_autocast
+from .computation import Statistic, cast_gradients, values, without_autocast
 from .global_batch import Shards
 from .joint import joint_scores as local_joint_scores
 
 
 @torch.compiler.disable(reason='schedule="ring" is not traced: its exchanges between neighbours are not functional')
-def statistic(problem: Problem, backend: str | None, shards: Shards) -> tuple[Tensor, Tensor, Tensor]:
-    """Of own rows and all columns: rows (n,), columns (M,), empty where not wanted, and joint scores where wanted."""
+def statistic(problem: Problem, backend: str | None, shards: Shards) -> Statistic:
+    """Of own rows and all columns: rows (n,), columns (M,)."""
     joint = joint_scores(problem, shards) if problem.wants_joint else problem.x.new_empty(0)
     backend = asked_for(backend)[0]  # for the backward too, which may run where nothing asks for it any more
-    rows, columns = RingStatistic.apply(problem, backend, shards, *problem.differentiable)
-    return rows, columns, joint
+    rows, columns, entropies = RingStatistic.apply(problem, backend, shards, *problem.differentiable)
+    return Statistic(rows, columns, joint, entropies)
 
 
 class RingStatistic(torch.autograd.Function):
-    """(problem, backend, shards, *problem.differentiable) -> (rows (n,), columns (M,)) of own rows and all columns."""
+    """(problem, backend, shards, *problem.differentiable) -> (rows (n,), columns (M,), entropies (n,))."""
 
     @staticmethod
     def forward(ctx, problem, backend, shards, *differentiable):
-        rows, columns = _forward(problem, backend, shards)
+        rows, columns, entropies = _forward(problem, backend, shards)
+        ctx.mark_non_differentiable(entropies)
         ctx.problem, ctx.backend, ctx.shards = problem.without_tensors(), backend, shards
         ctx.save_for_backward(rows, columns, *problem.constants, *differentiable)
-        return rows, columns
+        return rows, columns, entropies
 
     @staticmethod
-    def backward(ctx, grad_rows, grad_columns):
+    def backward(ctx, grad_rows, grad_columns, _):
         _refuse_second_derivatives()
         rows, columns, *tensors = ctx.saved_tensors
         problem = ctx.problem.with_tensors(tensors)
@@ -59,16 +61,16 @@ class RingTotal(torch.autograd.Function):
     @staticmethod
     def forward(ctx, problem, backend, shards, *differentiable):
         needs = list(ctx.needs_input_grad[3:])
-        values = [problem.x.new_zeros((), dtype=problem.compute_dtype)]
+        parts = [problem.x.new_zeros((), dtype=problem.compute_dtype)]
 
         def of_block(block: Problem, where: slice) -> list[Tensor | None]:
             value, found = BACKENDS[select(block, backend)].value_and_gradients(block, needs)
-            values.append(value)
+            parts.append(value)
             return found
 
         ctx.save_for_backward(*_gradients(problem, shards, needs, of_block))
         ctx.dtypes = [None if t is None else t.dtype for t in differentiable]
-        return torch.stack(values).sum()
+        return torch.stack(parts).sum()
 
     @staticmethod
     def backward(ctx, upstream):
@@ -84,22 +86,24 @@ def _refuse_second_derivatives() -> None:
         )
 
 
-def _forward(problem: Problem, backend: str | None, shards: Shards) -> tuple[Tensor, Tensor]:
+def _forward(problem: Problem, backend: str | None, shards: Shards) -> tuple[Tensor, Tensor, Tensor]:
     p, exponential = problem, problem.fn == "logsumexp"
     n, dtype = len(p.x), p.compute_dtype
     nothing = -torch.inf if exponential else 0.0
     rows = p.x.new_full((n if p.wants_rows else 0,), nothing, dtype=dtype)
     columns = p.x.new_full((shards.all_columns if p.wants_columns else 0,), nothing, dtype=dtype)
+    entropies = p.x.new_zeros((n if p.wants_entropy else 0,), dtype=dtype)
     for block, where in _blocks(p, shards):
         if not (n and len(block.y)):
             continue
-        with without_autocast(p.x.device):
-            of_rows, of_columns = BACKENDS[select(block, backend)].forward(block)
+        of_rows, of_columns, _, of_row_entropies = values(block.replace(wants_joint=False), select(block, backend))
+        if p.wants_entropy:
+            entropies = merged_entropy(torch.stack([rows, of_rows]), torch.stack([entropies, of_row_entropies]))
         if p.wants_rows:
             rows = torch.logaddexp(rows, of_rows) if exponential else rows + of_rows
         if p.wants_columns:
             columns[where] = of_columns
-    return rows, columns
+    return rows, columns, entropies
 
 
 def _gradients(
@@ -173,18 +177,18 @@ class _Way:
         return self._coming
 
 
-def _pass_on(values: Tensor, coming: int, shards: Shards) -> _Way:
+def _pass_on(leaving: Tensor, coming: int, shards: Shards) -> _Way:
     """Starts the way of some rows to the next rank, and of `coming` rows from the one before."""
     batch = shards.batch
     if batch.size == 1:
-        return _Way(values, values)
-    found = values.new_empty(coming, *values.shape[1:])
+        return _Way(leaving, leaving)
+    found = leaving.new_empty(coming, *leaving.shape[1:])
     ways = []
-    if values.numel():
-        ways.append(dist.P2POp(dist.isend, values, group=batch.group, group_peer=(batch.rank + 1) % batch.size))
+    if leaving.numel():
+        ways.append(dist.P2POp(dist.isend, leaving, group=batch.group, group_peer=(batch.rank + 1) % batch.size))
     if found.numel():
         ways.append(dist.P2POp(dist.irecv, found, group=batch.group, group_peer=(batch.rank - 1) % batch.size))
-    return _Way(found, values, dist.batch_isend_irecv(ways) if ways else ())
+    return _Way(found, leaving, dist.batch_isend_irecv(ways) if ways else ())
 
 
 @torch.compiler.disable(reason='schedule="ring" is not traced')

@@ -20,7 +20,7 @@ from ..problem.pointwise import logsumexp_over_first
 from . import ring
 from . import statistic as local
 from .collectives import AllGather, AllToAll, all_reduced, gathered
-from .computation import without_autocast
+from .computation import Statistic, without_autocast
 from .global_batch import Shards
 from .joint import joint_scores as local_joint_scores
 
@@ -43,16 +43,16 @@ def all_columns(values: Tensor, shards: Shards) -> Tensor:
     return gathered(values, shards.columns, shards.batch.name)
 
 
-def statistic(problem: Problem, backend: str | None, shards: Shards | None) -> tuple[Tensor, Tensor, Tensor]:
-    """operator/statistic.py's: rows and joint scores of own rows, columns of own columns."""
-    rows, columns, joint = _of_own_rows(problem, backend, shards)
+def statistic(problem: Problem, backend: str | None, shards: Shards | None) -> Statistic:
+    """operator/statistic.py's: of own rows, but for columns, which are of own columns."""
+    found = _of_own_rows(problem, backend, shards)
     if problem.wants_columns and shards is not None:
-        parts = _parts(columns, shards)
-        columns = logsumexp_over_first(parts) if problem.fn == "logsumexp" else parts.sum(0)
-    return rows, columns, joint
+        parts = _parts(found.columns, shards)
+        return found._replace(columns=logsumexp_over_first(parts) if problem.fn == "logsumexp" else parts.sum(0))
+    return found
 
 
-def _of_own_rows(problem: Problem, backend: str | None, shards: Shards | None) -> tuple[Tensor, Tensor, Tensor]:
+def _of_own_rows(problem: Problem, backend: str | None, shards: Shards | None) -> Statistic:
     if shards is not None and shards.batch.schedule == "ring":
         return ring.statistic(problem, backend, shards)
     if len(problem.x):
@@ -60,7 +60,7 @@ def _of_own_rows(problem: Problem, backend: str | None, shards: Shards | None) -
     # No backend takes a matrix without rows. Its gradients, all zero, must be asked for all the same: other ranks wait.
     with without_autocast(problem.x.device):
         joint = local_joint_scores(problem) if problem.wants_joint else problem.x.new_empty(0)
-        return *reference.forward(problem), joint
+        return Statistic(*reference.forward(problem), joint, problem.x.new_empty(0))
 
 
 def _parts(columns: Tensor, shards: Shards) -> Tensor:
@@ -118,8 +118,8 @@ def _pairs_by_guide(problem: Problem, dims: str) -> Tensor:
     ones = {"x": x, "y": y, "parameters": [one], "row_bias": None, "col_bias": None, "form": "inner_product"}
     of_rows = "rows" if dims == "total" else dims
     counted = problem.replace(**ones, fn="identity", dims=of_rows, lo=-math.inf, hi=math.inf)
-    rows, columns, _ = local.statistic(counted, None)
-    counts = (columns if dims == "columns" else rows).round().long()
+    found = local.statistic(counted, None)
+    counts = (found.columns if dims == "columns" else found.rows).round().long()
     return counts.sum() if dims == "total" else counts
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..backends import select
 from ..problem import Problem, total_gradient_dtype
-from .computation import gradients, is_watched, total_and_gradients, values, without_autocast
+from .computation import Statistic, gradients, is_watched, total_and_gradients, values, without_autocast
 from .held import held_statistic, is_held
 from .joint import joint_gradients
 from .second_derivatives import second_derivatives
@@ -25,11 +25,11 @@ _PROBLEM = (
     "Tensor x, Tensor y, Tensor[] parameters, Tensor? row_bias, Tensor? col_bias, Tensor? positives, "
     "Tensor? row_ids, Tensor? col_ids, Tensor? guide_x, Tensor? guide_y, Tensor? guide_limit, "
     "str form, str fn, str dims, float lo, float hi, str joint, bool grouped, "
-    "bool wants_joint, bool mirrored"
+    "bool wants_joint, bool wants_entropy, bool mirrored"
 )
 
 _library = torch.library.Library("simmim_kernels", "DEF")
-_library.define(f"statistic({_PROBLEM}, str backend) -> (Tensor rows, Tensor columns, Tensor joint)")
+_library.define(f"statistic({_PROBLEM}, str backend) -> (Tensor rows, Tensor columns, Tensor joint, Tensor entropies)")
 _library.define(
     f"statistic_backward({_PROBLEM}, str backend, Tensor rows, Tensor columns, Tensor grad_rows, "
     "Tensor grad_columns, Tensor grad_joint, bool[] needs) -> Tensor[]"
@@ -42,15 +42,15 @@ _TENSORS = 10
 _NO_GRADIENTS = (None,) * (_TENSORS - 4)  # of positives, ids and guide
 
 
-def statistic(problem: Problem, backend: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Row and column values and joint scores of a validated problem, differentiable; empty where not asked for."""
+def statistic(problem: Problem, backend: str | None = None) -> Statistic:
+    """Of a validated problem, all but the entropies differentiable."""
     if is_held(problem, backend):
         with without_autocast(problem.x.device):
             return held_statistic(problem)
     arguments = (*problem.arguments(), select(problem, backend))
     if torch.compiler.is_compiling() and not wants_gradients(problem):
         # torch.compile mistakes the arguments of an autograd.Function with setup_context that needs no gradient.
-        return torch.ops.simmim_kernels.statistic(*arguments)
+        return Statistic(*torch.ops.simmim_kernels.statistic(*arguments))
     return _apply(arguments)
 
 
@@ -81,11 +81,11 @@ def wants_gradients(problem: Problem) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in problem.differentiable)
 
 
-def _apply(arguments: tuple) -> tuple[Tensor, Tensor, Tensor]:
+def _apply(arguments: tuple) -> Statistic:
     """PairwiseStatistic on the operator's arguments."""
     settings, tensors = _arguments_of_function(arguments)
     function = PairwiseStatistic if is_watched() else EagerStatistic
-    return function.apply(settings, *tensors)
+    return Statistic(*function.apply(settings, *tensors))
 
 
 def _arguments_of_function(arguments: tuple) -> tuple[tuple, tuple]:
@@ -107,7 +107,7 @@ def _operands(tensors: Sequence[Tensor | None]) -> tuple:
     return (x, y, list(tensors[_TENSORS:]), *optional)
 
 
-def _forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(*arguments) -> Statistic:
     *fields, backend = arguments
     return values(Problem(*fields), backend)
 
@@ -131,14 +131,15 @@ def _total(*arguments) -> tuple[Tensor, list[Tensor]]:
     return value, _without_none(problem, found)
 
 
-def _fake_forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_forward(*arguments) -> Statistic:
     problem = Problem(*arguments[:-1])
     n, m = problem.shape
 
     def fake(wanted: bool, size) -> Tensor:
         return problem.x.new_empty(size if wanted else 0, dtype=problem.compute_dtype)
 
-    return fake(problem.wants_rows, n), fake(problem.wants_columns, m), fake(problem.wants_joint, n)
+    wanted = (problem.wants_rows, n), (problem.wants_columns, m), (problem.wants_joint, n), (problem.wants_entropy, n)
+    return Statistic(*(fake(*one) for one in wanted))
 
 
 def _fake_backward(*arguments) -> list[Tensor]:
@@ -160,7 +161,7 @@ def _fake_total(*arguments) -> tuple[Tensor, list[Tensor]]:
     return problem.x.new_empty((), dtype=problem.compute_dtype), _without_none(problem, found)
 
 
-def _autograd_forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+def _autograd_forward(*arguments) -> Statistic:
     """For those who call torch.ops.simmim_kernels.statistic themselves."""
     if wants_gradients(Problem(*arguments[:-1])):
         return _apply(arguments)
@@ -219,7 +220,7 @@ def _differentiate(settings: tuple, needs: list[bool], statistics: tuple, tensor
 
 
 class PairwiseStatistic(torch.autograd.Function):
-    """(settings, x, y, row_bias, col_bias, positives, ids, guide, *parameters) -> (rows, columns, joint)"""
+    """(settings, x, y, row_bias, col_bias, positives, ids, guide, *parameters) -> (rows, columns, joint, entropies)"""
 
     @staticmethod
     def forward(settings, *tensors):
@@ -228,10 +229,11 @@ class PairwiseStatistic(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.settings, *tensors = inputs
+        ctx.mark_non_differentiable(output[3])
         ctx.save_for_backward(*tensors, *output[:2])
 
     @staticmethod
-    def backward(ctx, grad_rows, grad_columns, grad_joint):
+    def backward(ctx, grad_rows, grad_columns, grad_joint, _):
         *tensors, rows, columns = ctx.saved_tensors
         needs = _needs(ctx.needs_input_grad[1:])
         statistics = (rows, columns, grad_rows, grad_columns, grad_joint)
@@ -241,7 +243,7 @@ class PairwiseStatistic(torch.autograd.Function):
     @staticmethod
     def vmap(info, in_dims, *arguments):
         outputs = _loop_over_batch(PairwiseStatistic, info, in_dims, arguments)
-        return outputs, (0, 0, 0)
+        return outputs, (0, 0, 0, 0)
 
 
 class EagerStatistic(torch.autograd.Function):

@@ -66,6 +66,9 @@ class Problem:
     """Whether the first of the ids are of groups, outside which no pair is in."""
     wants_joint: bool = False
     """Whether the joint scores of an inner product are wanted beside the statistic; no backend's business."""
+    wants_entropy: bool = False
+    """Whether the entropy of each row's softmax is wanted beside log-sum-exps by "rows" or "both"; no gradient goes
+    through it."""
     mirrored: bool = False
     """Whether y, col_bias and col_ids are x, row_bias and row_ids themselves: a gradient by x is then that of both
     places, and one by y is None; biases likewise."""
@@ -124,8 +127,10 @@ class Problem:
 
         Looks at the values of `positives`.
         """
-        if not self.mirrored or self.joint == "counted" or self.positives is None:
-            return self.mirrored
+        if not self.mirrored or self.wants_entropy:
+            return False  # half the pairs of a row are not all that its entropy is made of
+        if self.joint == "counted" or self.positives is None:
+            return True
         return torch.equal(self.positives[self.positives], torch.arange(len(self.positives), device=self.x.device))
 
     def with_needs(self, needs: list[bool]) -> "Problem":

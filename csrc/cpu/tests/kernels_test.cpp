@@ -24,6 +24,7 @@ struct Case {
   bool entropies = false, kept = false;  // of joint pairs, and scores from the forward to the backward
   bool grouped = false;                  // with ids, which are then in order
   bool symmetric = false;                // the columns' operands are the rows' own, and gradients by both come as one
+  bool guided = false;                   // some pairs are left out by a guide's scores
 };
 
 double softplus(double s) { return std::max(s, 0.0) + std::log1p(std::exp(-std::abs(s))); }
@@ -31,20 +32,30 @@ double softplus(double s) { return std::max(s, 0.0) + std::log1p(std::exp(-std::
 // Statistics and gradients of L = sum_i r_i + sum_j 2 c_j by loops over a whole matrix; of cross entropies, r_i and c_i
 // less the joint scores.
 struct Truth {
-  std::vector<double> rows, columns, dx, dy, drow, dcol;
+  std::vector<double> rows, columns, dx, dy, drow, dcol, softmax_entropies;
   double dscale = 0;
 };
 
 struct Inputs {
   std::vector<float> x, y, a, b;
   std::vector<int64_t> positives, row_ids, col_ids;
+  std::vector<float> guide_x, guide_y, guide_limit;  // of whole numbers and halves, so that no rounding matters
   float scale = 0.7f;
 };
+
+constexpr int64_t guide_width = 5;
+
+bool above_limit(const Inputs &in, int64_t i, int64_t j) {
+  float dot = 0;
+  for (int64_t k = 0; k < guide_width; ++k) dot += in.guide_x[i * guide_width + k] * in.guide_y[j * guide_width + k];
+  return dot > in.guide_limit[i];
+}
 
 bool left_out(const Case &c, const Inputs &in, int64_t i, int64_t j) {
   const bool joint = j == (c.positives ? in.positives[i] : i);
   if (joint && c.entropies) return false;  // made of the others, but of the whole row
   if (joint && c.joint != SIMMIM_COUNTED) return c.joint == SIMMIM_LEFT_OUT;
+  if (c.guided && above_limit(in, i, j)) return true;
   return c.ids && (in.row_ids[i] == in.col_ids[j]) != c.grouped;
 }
 
@@ -67,6 +78,12 @@ Truth truth_of(const Case &c, const Inputs &in) {
       t.columns[j] += value;
     }
   if (exponential) {
+    t.softmax_entropies.resize(c.n);
+    for (int64_t i = 0; i < c.n; ++i)
+      for (int64_t j = 0; j < c.m; ++j) {
+        const double share = left_out(c, in, i, j) ? 0 : std::exp(s[i * c.m + j]) / t.rows[i];
+        if (share > 0) t.softmax_entropies[i] -= share * std::log(share);
+      }
     for (double &r : t.rows) r = std::log(r);
     for (double &r : t.columns) r = std::log(r);
   }
@@ -169,6 +186,10 @@ bool check(const Case &c) {
   for (float &value : in.x) value /= std::sqrt(float(c.d));
   for (int64_t i = 0; i < c.n; ++i) in.positives.push_back((7 * i + 3) % c.m), in.row_ids.push_back(c.grouped ? 4 * i / c.n : i % 5);
   for (int64_t j = 0; j < c.m; ++j) in.col_ids.push_back(c.grouped ? 4 * j / c.m : j % 7);
+  std::uniform_int_distribution<int> whole(-3, 3);
+  for (int64_t k = 0; k < c.n * guide_width; ++k) in.guide_x.push_back(float(whole(random)));
+  for (int64_t k = 0; k < c.m * guide_width; ++k) in.guide_y.push_back(float(whole(random)));
+  for (int64_t i = 0; i < c.n; ++i) in.guide_limit.push_back(float(whole(random)) + 4.5f);
   if (c.symmetric) {
     in.y = in.x, in.b = in.a, in.col_ids = in.row_ids;
     for (int64_t i = 0; i < c.n; ++i) in.positives[i] = c.n - 1 - i;
@@ -185,13 +206,17 @@ bool check(const Case &c) {
   if (c.biases) p.row_bias = in.a.data(), p.col_bias = in.b.data();
   if (c.positives) p.positives = in.positives.data();
   if (c.ids) p.row_ids = in.row_ids.data(), p.col_ids = in.col_ids.data(), p.ids = 1, p.grouped = c.grouped;
+  if (c.guided) p.guide_x = in.guide_x.data(), p.guide_y = in.guide_y.data();
+  if (c.guided) p.guide_limit = in.guide_limit.data(), p.guide_d = guide_width;
   std::vector<float> rows(c.n), columns(c.m), ones(c.n, 1.0f), twos(c.m, 2.0f), dx(c.n * c.d), dy(c.m * c.d), drow(c.n),
-      dcol(c.m), dscale(1);
+      dcol(c.m), dscale(1), softmax_entropies(c.n);
   simmim_gradients g{};
   g.rows = rows.data(), g.columns = columns.data(), g.grad_rows = ones.data(), g.grad_columns = twos.data();
   g.dx = dx.data(), g.dy = dy.data(), g.drow = drow.data(), g.dcol = dcol.data(), g.dscale = dscale.data();
   if (c.symmetric) g.dy = g.dcol = nullptr;
-  simmim_values v{rows.data(), columns.data(), nullptr, nullptr, nullptr};
+  simmim_values v{rows.data(), columns.data(), nullptr, nullptr, nullptr, nullptr};
+  const bool by_softmax = c.function == SIMMIM_LOGSUMEXP && !c.symmetric && !c.entropies;
+  if (by_softmax) v.softmax_entropies = softmax_entropies.data();
   std::vector<float> joint(c.n), entropies(2 * c.n), scores(c.n * ((c.m + SIMMIM_ROW_STEP - 1) / SIMMIM_ROW_STEP) * SIMMIM_ROW_STEP);
   std::vector<float> grad_entropies(c.n, 1.0f);
   grad_entropies.resize(2 * c.n, 2.0f);
@@ -215,6 +240,7 @@ bool check(const Case &c) {
     good = close("entropies", entropies, want, sums);
   } else {
     good = close("rows", rows, t.rows, sums) & close("columns", columns, t.columns, sums);
+    if (by_softmax) good &= close("softmax entropies", softmax_entropies, t.softmax_entropies, sums);
   }
   good &= close("drow", drow, t.drow, sums) & close("dx", dx, t.dx, products);
   if (!c.symmetric) good &= close("dcol", dcol, t.dcol, sums) & close("dy", dy, t.dy, products);
@@ -288,7 +314,7 @@ bool check_network(const NetworkCase &c) {
   const auto room = [](const std::vector<double> &of) { return std::vector<float>(of.size(), NAN); };
   std::vector<float> got_rows = room(rows), got_columns = room(columns), ones(n, 1.0f), twos(m, 2.0f);
   std::vector<float> got[] = {room(dx), room(dy), room(doutput), room(doutput_bias), room(dweight), room(dweight_bias)};
-  simmim_values v{got_rows.data(), got_columns.data(), nullptr, nullptr, nullptr};
+  simmim_values v{got_rows.data(), got_columns.data(), nullptr, nullptr, nullptr, nullptr};
   simmim_gradients g{};
   g.rows = got_rows.data(), g.columns = got_columns.data(), g.grad_rows = ones.data(), g.grad_columns = twos.data();
   g.dx = got[0].data(), g.dy = got[1].data(), g.doutput = got[2].data(), g.doutput_bias = got[3].data();
@@ -317,7 +343,8 @@ int main() {
         for (const Case &c : {Case{1, 1, 1, true, false, false, false, SIMMIM_LEFT_OUT, SIMMIM_LOGSUMEXP, 1, dtype, true, kept},
                               Case{97, 101, 5, true, false, false, false, SIMMIM_LEFT_OUT, SIMMIM_LOGSUMEXP, 2, dtype, true, kept},
                               Case{65, 1000, 3, false, false, false, false, SIMMIM_LEFT_OUT, SIMMIM_LOGSUMEXP, 3, dtype, true, kept},
-                              Case{210, 210, 7, true, false, false, true, SIMMIM_LEFT_OUT, SIMMIM_LOGSUMEXP, 3, dtype, true, kept, false, true}}) {
+                              Case{210, 210, 7, true, false, false, true, SIMMIM_LEFT_OUT, SIMMIM_LOGSUMEXP, 3, dtype, true, kept, false, true},
+                              Case{97, 301, 5, true, false, false, false, SIMMIM_LEFT_OUT, SIMMIM_LOGSUMEXP, 2, dtype, true, kept, false, false, true}}) {
           const bool passed = check(c);
           if (!passed)
             std::printf("%s, cross entropies, dtype %d, kept %d, %d x %d x %d: failed\n", name.c_str(), dtype, int(kept),
@@ -343,6 +370,8 @@ int main() {
                               Case{65, 1000, 3, false, false, false, true, SIMMIM_LEFT_OUT, function, 2, dtype},
                               Case{400, 500, 5, true, true, true, false, SIMMIM_LEFT_OUT, function, 3, dtype, false, false, true},
                               Case{70, 97, 3, true, true, false, true, SIMMIM_KEPT, function, 2, dtype, false, false, true},
+                              Case{103, 500, 7, true, true, false, true, SIMMIM_KEPT, function, 3, dtype, false, false, false, false, true},
+                              Case{65, 97, 3, false, false, true, false, SIMMIM_COUNTED, function, 2, dtype, false, false, false, false, true},
                               Case{1, 1, 3, true, false, true, false, SIMMIM_COUNTED, function, 2, dtype, false, false, false, true},
                               Case{300, 300, 3, true, true, true, true, SIMMIM_KEPT, function, 3, dtype, false, false, false, true},
                               Case{1100, 1100, 2, true, false, false, false, SIMMIM_LEFT_OUT, function, 3, dtype, false, false, false, true},

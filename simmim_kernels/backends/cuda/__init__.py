@@ -79,6 +79,8 @@ def supports(problem: Problem) -> str | None:
         )
     if problem.guided:
         return "pairs that a guide's scores leave out have no CUDA kernel"
+    if problem.wants_entropy:
+        return "entropies of softmaxes have no CUDA kernel"
     if max(problem.shape) > _MOST:
         return f"the kernels take up to {_MOST} rows and columns; there are {max(problem.shape)}"
     return _cannot_run_on(problem.x.device)

@@ -56,8 +56,6 @@ def supports(problem: Problem) -> str | None:
         return f"the kernels run on the CPU; operands are on {problem.x.device}"
     if problem.fn not in _FUNCTIONS:
         return f"the function {problem.fn!r} has no native kernel"
-    if problem.guided:
-        return "pairs that a guide's scores leave out have no native kernel"
     return None
 
 
@@ -96,6 +94,10 @@ class _Call:
             for name, tensor in zip(("output", "weight", "weight_bias"), (output, *hidden), strict=False):
                 setattr(self.struct, name, self.point(tensor, dtype))
             self.struct.output_bias = output_bias.item()
+        if p.guide_x is not None:
+            for name in ("guide_x", "guide_y", "guide_limit"):
+                setattr(self.struct, name, self.point(getattr(p, name), dtype))
+            self.struct.guide_d = p.guide_x.shape[1]
 
     def point(self, tensor: Tensor | None, dtype: torch.dtype) -> int | None:
         """The address of a tensor, made contiguous in a dtype; None for an empty one, as for none."""
@@ -124,6 +126,14 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     values = Values(rows=_address(rows), columns=_address(columns))
     _check(_library().simmim_forward(ctypes.byref(call.struct), ctypes.byref(values)))
     return rows, columns
+
+
+def forward_with_entropies(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    call, rows, columns = _Call(problem, False), *_statistics_of(problem)
+    entropies = torch.empty_like(rows)
+    values = Values(rows=_address(rows), columns=_address(columns), softmax_entropies=_address(entropies))
+    _check(_library().simmim_forward(call.struct, values))
+    return rows, columns, entropies
 
 
 def cross_entropies(problem: Problem, needs_gradients: bool) -> tuple[Tensor, tuple[Tensor, ...]]:

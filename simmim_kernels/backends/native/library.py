@@ -13,7 +13,7 @@ from pathlib import Path
 from ..shared_library import Files, Unusable, open_library
 
 # SIMMIM_INTERFACE of csrc/cpu/simmim_cpu.h, which this file follows.
-_INTERFACE = 10
+_INTERFACE = 11
 # SIMMIM_ROW_STEP
 ROW_STEP = 96
 _LIBRARY = Path(__file__).with_name("_native.so")
@@ -37,11 +37,15 @@ class ProblemStruct(ctypes.Structure):
         *((name, c_int64) for name in ("ids", "grouped")),
         *((name, c_void_p) for name in ("weight", "weight_bias", "output")),
         ("output_bias", c_double),
+        *((name, c_void_p) for name in ("guide_x", "guide_y", "guide_limit")),
+        ("guide_d", c_int64),
     )
 
 
 class Values(ctypes.Structure):
-    _fields_ = tuple((name, c_void_p) for name in ("rows", "columns", "joint", "entropies", "scores"))
+    _fields_ = tuple(
+        (name, c_void_p) for name in ("rows", "columns", "joint", "entropies", "scores", "softmax_entropies")
+    )
 
 
 class Gradients(ctypes.Structure):

@@ -11,9 +11,17 @@ import torch
 
 from ...problem import Problem
 from .gradients import backward, value_and_gradients
-from .statistics import forward
+from .statistics import forward, forward_with_entropies
 
-__all__ = ["backward", "forward", "not_by_default", "supports", "unavailable", "value_and_gradients"]
+__all__ = [
+    "backward",
+    "forward",
+    "forward_with_entropies",
+    "not_by_default",
+    "supports",
+    "unavailable",
+    "value_and_gradients",
+]
 
 
 def unavailable() -> str | None:

@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ...problem.pointwise import POINTWISE
+from ...problem.pointwise import POINTWISE, logsumexp_over_first
+from ...problem.softmax import merged_entropy
 from .products import flush
 from .tiles import LOG2E, Tile, Walk, walk_over
 
 # Largest spread, in nats, of row and column statistics (or of the scores themselves) for which one reference
 # serves all: e^50 times any number of pairs is far from overflow in float32, e^-50 far from underflow.
 SAFE_SPREAD = 100.0
+# Of an exponential in base 2 that has underflowed: any finite number, that it be 0 times it.
+_NOTHING = -2000.0
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -32,6 +35,38 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     for tile in _filled(walk):
         add(tile, rows if problem.wants_rows else None, columns if problem.wants_columns else None)
     return rows.result(), columns.result()
+
+
+def forward_with_entropies(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exps, and the entropy of each row's softmax, in nats."""
+    walk = walk_over(problem, LOG2E)
+    logsumexps = torch.full((walk.n,), -math.inf, dtype=walk.dtype, device=walk.device)
+    entropies = torch.zeros_like(logsumexps)
+    columns = _LogSumExp(walk.m if problem.wants_columns else 0, walk, None)
+    for tile in _filled(walk):
+        of_tile = _rows_with_entropies(tile.scores)
+        parts, of_parts = (
+            torch.stack([logsumexps[tile.rows], of_tile[0]]),
+            torch.stack([entropies[tile.rows], of_tile[1]]),
+        )
+        logsumexps[tile.rows], entropies[tile.rows] = logsumexp_over_first(parts), merged_entropy(parts, of_parts)
+        if problem.wants_columns:
+            _add_running(tile, None, columns)
+    return logsumexps, columns.result(), entropies
+
+
+def _rows_with_entropies(s: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) log-sum-exps of a tile's rows, and the entropies of their softmaxes, in nats, from scores in base 2.
+
+    With T = sum 2^(s - m) and U = sum 2^(s - m) (s - m), of which scores of -inf are no part, H = log2 T - U / T.
+    """
+    maximum = _finite(s.amax(1))
+    s = s - maximum[:, None]
+    e = flush(s.exp2())
+    total, moment = e.sum(1), e.mul_(s.clamp_(min=_NOTHING)).sum(1)
+    some = total > 0
+    entropies = (total.log2() - moment / total).where(some, 0).clamp(min=0)
+    return (total.log2() + maximum) / LOG2E, entropies / LOG2E
 
 
 def _filled(walk: Walk) -> Iterator[Tile]:

@@ -70,6 +70,8 @@ def supports(problem: Problem) -> str | None:
         return "float64 operands have no Triton kernel"
     if problem.guided:
         return "pairs that a guide's scores leave out have no Triton kernel"
+    if problem.wants_entropy:
+        return "entropies of softmaxes have no Triton kernel"
     return _cannot_run_on(problem.x.device)
 
 
