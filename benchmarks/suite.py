@@ -57,6 +57,29 @@ def _cached_ranking(module: Any) -> Loss:
     return lambda x, y, labels: loss.calculate_loss([[x], [y]], labels, with_backward=True)
 
 
+class _Given(torch.nn.Module):
+    """A model whose sentence embeddings are what it is given, or another function of that."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor] = lambda x: x):
+        super().__init__()
+        self.function = function
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"sentence_embedding": self.function(features["given"])}
+
+
+def _guided(module: Any) -> Loss:
+    loss = module.GISTEmbedLoss.__new__(module.GISTEmbedLoss)  # the constructor asks for whole transformers
+    torch.nn.Module.__init__(loss)
+    loss.model, loss.guide = _Given(), _Given(torch.tanh)
+    loss.must_retokenize = loss.gather_across_devices = False
+    # Not 0.01, its default, of which the original has no gradient by such positive pairs: 1 less a softmax of 1 - 1e-25.
+    loss.temperature, loss.margin, loss.margin_strategy = 0.05, 0.0, "absolute"
+    loss.contrast_anchors = loss.contrast_positives = True
+    loss.similarity_fct, loss.cross_entropy_loss = torch.nn.CosineSimilarity(dim=-1), torch.nn.CrossEntropyLoss()
+    return lambda x, y, labels: loss([{"given": x}, {"given": y}], labels)
+
+
 @dataclass(frozen=True)
 class Peer:
     """A loss of a library, and how a module, theirs or ours, makes it."""
@@ -81,6 +104,10 @@ PEERS = {
         _cached_ranking,
         largest=4096,
         own_backward=True,
+    ),
+    # Three arrays of N x N x d numbers, and as many of its guide's.
+    "GISTEmbedLoss": Peer(
+        "sentence_transformers", "sentence_transformers.sentence_transformer.losses", _guided, largest=512
     ),
     "NTXentLoss (lightly)": Peer("lightly", "lightly.loss", partial(_two_views, "NTXentLoss")),
     "DCLLoss": Peer("lightly", "lightly.loss", partial(_two_views, "DCLLoss")),

@@ -16,7 +16,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+# Whose tests compile for a minute and more: begun last, one of them would run on when all other workers are done.
+LONGEST = ("test_triton_compile.py", "test_gpu_command.py", "test_native_tiles.py", "test_cuda.py")
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     if torch.cuda.is_available():
         return
     for item in items:
