@@ -107,7 +107,7 @@ PEERS = {
     ),
     # Three arrays of N x N x d numbers, and as many of its guide's.
     "GISTEmbedLoss": Peer(
-        "sentence_transformers", "sentence_transformers.sentence_transformer.losses", _guided, largest=512
+        "sentence_transformers", "sentence_transformers.sentence_transformer.losses", _guided, largest=256
     ),
     "NTXentLoss (lightly)": Peer("lightly", "lightly.loss", partial(_two_views, "NTXentLoss")),
     "DCLLoss": Peer("lightly", "lightly.loss", partial(_two_views, "DCLLoss")),
@@ -181,6 +181,8 @@ def measure(name: str, n: int, d: int, dtype: str, device: str) -> dict:
 def _rounds(name: str, n: int) -> int:
     if n > 2048:
         return 1 if name.startswith("Cached") else 2
+    if name.startswith("GIST"):
+        return 5
     return 41 if n <= 256 else 11 if n <= 1024 else 3
 
 
