@@ -73,7 +73,7 @@ def _guided(module: Any) -> Loss:
     torch.nn.Module.__init__(loss)
     loss.model, loss.guide = _Given(), _Given(torch.tanh)
     loss.must_retokenize = loss.gather_across_devices = False
-    # Not 0.01, its default, of which the original has no gradient by such positive pairs: 1 less a softmax of 1 - 1e-25.
+    # Not 0.01, its default, at which the original, 1 less a softmax of 1 - 1e-25, has no gradient by these positives.
     loss.temperature, loss.margin, loss.margin_strategy = 0.05, 0.0, "absolute"
     loss.contrast_anchors = loss.contrast_positives = True
     loss.similarity_fct, loss.cross_entropy_loss = torch.nn.CosineSimilarity(dim=-1), torch.nn.CrossEntropyLoss()
