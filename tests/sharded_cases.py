@@ -105,6 +105,12 @@ def ranking(t: dict[str, Tensor], group, **options) -> Tensor:
     return sk.ranking_loss(t["x"], t["y"], negatives, t["temperature"], group=group, **options)
 
 
+def guided_ranking(t: dict[str, Tensor], group) -> Tensor:
+    negatives = t["y"] + 0.5 * t["x"].square()
+    guides = [3 * t["x"][:, :2], t["y"][:, :2] - 0.2, negatives[:, :2]]
+    return sk.guided_ranking_loss(t["x"], t["y"], negatives, guides, t["temperature"], margin=-0.1, group=group)
+
+
 LOSSES: dict[str, Value] = {
     "clip": lambda t, g: sk.clip_loss(t["x"], t["y"], t["scale"], group=g),
     "clip, sum": lambda t, g: sk.clip_loss(t["x"], t["y"], t["scale"], reduction="sum", group=g),
@@ -126,6 +132,7 @@ LOSSES: dict[str, Value] = {
     "ranking, harder": lambda t, g: ranking(
         t, g, directions=("query_to_doc", "doc_to_query"), hardness_mode="all_negatives", hardness_strength=2.0
     ),
+    "ranking, guided": guided_ranking,
     "dclw": lambda t, g: sk.DCLWLoss(0.3, group=g)(t["x"], t["y"]),
     "dcl": lambda t, g: sk.dcl_loss(t["x"], t["y"], t["temperature"], group=g),
     "linear": linear,

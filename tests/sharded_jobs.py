@@ -41,6 +41,8 @@ def configured(options: dict, t: dict[str, Tensor], group) -> tuple[list[Tensor]
         s = s.exclude(t["row_ids"] + k, t["columns/col_ids"], keep_joint=keep)
     for k in range(options["groups"]):
         s = s.within(t["row_ids"] % (k + 2), t["columns/col_ids"] % (k + 2), keep_joint=keep)
+    if options["guide"]:
+        s = s.exclude_above(t["guide_x"], t["columns/guide_y"], t["limit"], keep_joint=keep)
     if options["joint"] == "left_out":
         s = s.marginal
     rows, columns = s.logsumexps()
@@ -70,6 +72,9 @@ def configured_tensors(n: int, m: int, seed: int) -> dict[str, Tensor]:
         "columns/y": normal(m, 3),
         "columns/col_bias": normal(m),
         "columns/col_ids": torch.randint(0, 6, (m,), generator=g),
+        "guide_x": normal(n, 2).detach(),
+        "columns/guide_y": normal(m, 2).detach(),
+        "limit": normal(n).detach(),
         "all/scale": torch.tensor(0.7, dtype=torch.float64, requires_grad=True),
     }
 
@@ -238,7 +243,10 @@ def mismatched(group, what: str) -> None:
     bias = torch.zeros(5, dtype=torch.float64) if odd and what == "col_bias" else None
     if odd and what == "kind of scores":
         sk.MLPCritic(4, 4, hidden=4).double()(x, y, group=batch)
-    sk.PairwiseScores(x, y, col_bias=bias, group=batch)
+    scores = sk.PairwiseScores(x, y, col_bias=bias, group=batch)
+    if what == "d of the guide":
+        width = 3 if odd else 2
+        scores.exclude_above(x[:, :width], y[:, :width], x[:, 0])
 
 
 def without_rows(group) -> None:

@@ -78,6 +78,7 @@ options = st.fixed_dictionaries(
         "ids": st.integers(0, 2),
         "groups": st.integers(0, 2),
         "joint": st.sampled_from(["counted", "left_out", "kept"]),
+        "guide": st.booleans(),
     }
 )
 
@@ -88,7 +89,21 @@ def test_configurations(ranks, rows, data, options, schedule, backend, seed):
     rows[0] += 1
     columns = data.draw(st.lists(st.integers(0, 5), min_size=len(rows), max_size=len(rows)))
     columns[-1] += 2
-    arguments = (options, tuple(rows), tuple(columns), seed, schedule, backend)
+    options = options | {"guide": options["guide"] and backend in ("reference", "tiled")}
+    compare_configuration(ranks, options, tuple(rows), tuple(columns), seed, schedule, backend)
+
+
+@pytest.mark.parametrize("joint", ["counted", "left_out", "kept"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_guide(ranks, schedule, joint):
+    """Its features go where the candidates' do, with ids, biases and joint pairs as without ranks."""
+    options = {"biases": True, "clamp": False, "ids": 1, "groups": 0, "joint": joint, "guide": True}
+    for backend in ("reference", "tiled"):
+        compare_configuration(ranks, options, (4, 0, 3), (3, 6, 0), 1, schedule, backend)
+
+
+def compare_configuration(ranks, options, rows, columns, seed, schedule, backend) -> None:
+    arguments = (options, rows, columns, seed, schedule, backend)
     want = jobs.configuration(None, *arguments[:-1], "reference")
     found = ranks.run(len(rows), jobs.configuration, *arguments)
     for kind in ("rows", "columns"):
@@ -140,7 +155,10 @@ def test_shapes_are_told_every_time_or_once(ranks):
             assert max(sent) <= 2 * 120
 
 
-@pytest.mark.parametrize("what", ["d", "dtype", "schedule", "averaging", "requires_grad", "col_bias", "kind of scores"])
+@pytest.mark.parametrize(
+    "what",
+    ["d", "dtype", "schedule", "averaging", "requires_grad", "col_bias", "kind of scores", "d of the guide"],
+)
 def test_ranks_that_do_not_go_together_all_raise(ranks, what):
     for failed in ranks.outcomes(3, jobs.mismatched, what):
         assert isinstance(failed, Failed)
