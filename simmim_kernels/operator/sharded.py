@@ -4,8 +4,8 @@ A rank looks at its own rows and all columns, so that row statistics are complet
 rows alone, and go to the ranks whose columns they are, to be merged there. Gradients take the same ways back. Without
 shards every function here is the local one.
 
-Of vectors over columns (biases, ids, statistics) every rank has all, O(M); of features, a guide's too, with the schedule
-"ring", at no time more than a few ranks'.
+Of vectors over columns (biases, ids, statistics) every rank has all, O(M); of features, a guide's too, with the
+schedule "ring", at no time more than a few ranks'.
 """
 
 import math
