@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable
 
 import torch
+from sharded_cases import relative_weights
 from sharded_jobs import features
 from torch import Tensor, nn
 from torchvision_stand_in import stand_in_for_torchvision
@@ -41,11 +42,6 @@ def gist(kind: type, model: nn.Module, **settings) -> nn.Module:
     return loss
 
 
-def weights(x: Tensor, y: Tensor) -> Tensor:
-    """Of DCLLoss: relative to the batch, other for the other order, and with a gradient."""
-    return len(x) * (x * y + y[:, :1]).sum(1).softmax(0)
-
-
 Calls = dict[str, Callable[[], Tensor | tuple[Tensor, ...]]]
 
 
@@ -76,7 +72,7 @@ def of_lightly(module, x, y, scale, bias, rank: int, world: int) -> Calls:
     return {
         "NTXentLoss": lambda: module.NTXentLoss(**options)(x, y),
         "DCLLoss": lambda: module.DCLLoss(**options)(x, y),
-        "DCLLoss, weight_fn": lambda: module.DCLLoss(weight_fn=weights, **options)(x, y),
+        "DCLLoss, weight_fn": lambda: module.DCLLoss(weight_fn=relative_weights, **options)(x, y),
         "DCLWLoss": lambda: module.DCLWLoss(**options)(x, y),
     }
 

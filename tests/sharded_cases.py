@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import simmim_kernels as sk
+from simmim_kernels.drop_in._processes import on_whole_batch
 from simmim_kernels.operator import held
 from simmim_kernels.ranking import DIRECTIONS
 
@@ -111,6 +112,16 @@ def guided_ranking(t: dict[str, Tensor], group) -> Tensor:
     return sk.guided_ranking_loss(t["x"], t["y"], negatives, guides, t["temperature"], margin=-0.1, group=group)
 
 
+def relative_weights(x: Tensor, y: Tensor) -> Tensor:
+    """Relative to the batch, other for the other order, and with a gradient."""
+    return len(x) * (x * y + y[:, :1]).sum(1).softmax(0)
+
+
+def weighted_dcl(t: dict[str, Tensor], group) -> Tensor:
+    weigh = relative_weights if group is None else on_whole_batch(relative_weights, group)
+    return sk.dcl_loss(t["x"], t["y"], t["temperature"], weight_fn=weigh, group=group)
+
+
 LOSSES: dict[str, Value] = {
     "clip": lambda t, g: sk.clip_loss(t["x"], t["y"], t["scale"], group=g),
     "clip, sum": lambda t, g: sk.clip_loss(t["x"], t["y"], t["scale"], reduction="sum", group=g),
@@ -135,6 +146,7 @@ LOSSES: dict[str, Value] = {
     "ranking, guided": guided_ranking,
     "dclw": lambda t, g: sk.DCLWLoss(0.3, group=g)(t["x"], t["y"]),
     "dcl": lambda t, g: sk.dcl_loss(t["x"], t["y"], t["temperature"], group=g),
+    "dcl, weights of the whole batch": weighted_dcl,
     "linear": linear,
     "linear, weighted and smoothed": lambda t, g: linear(t, g, class_weight=t["class_weight"], label_smoothing=0.1),
     "infonce": of_bound("infonce"),

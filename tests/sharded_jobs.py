@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import simmim_kernels as sk
 from simmim_kernels.backends import BACKENDS
+from simmim_kernels.drop_in._processes import SeveralProcesses, with_whole_gradient
 from simmim_kernels.operator import collectives, global_batch, ring
 
 WIDTH = 6
@@ -386,6 +387,23 @@ def twice_differentiated(group, schedule: str) -> Tensor:
     loss = sk.clip_loss(t["x"], t["y"], 1.3, group=batch)
     (gradient,) = torch.autograd.grad(loss, t["x"], create_graph=True)
     return torch.autograd.grad(gradient.square().sum(), t["x"])[0]
+
+
+# What drop-ins take from several processes, which needs none of their libraries.
+
+
+def of_own_anchors(group) -> tuple[Tensor, ...]:
+    loss, (x, y) = SeveralProcesses(), features(group.rank())
+    loss.original_gradients = True
+    value = loss._of_group(sk.nt_xent_loss, x, y, 0.3, group=group)
+    return value.detach(), *torch.autograd.grad(value, (x, y))
+
+
+def gradient_of_scale(group, averaging: bool) -> Tensor:
+    batch, scale = sk.GlobalBatch(group, averaging=averaging), torch.tensor(1.7, dtype=torch.float64)
+    scale.requires_grad_()
+    loss = sk.clip_loss(*features(group.rank()), with_whole_gradient(scale, batch), group=batch)
+    return torch.autograd.grad(loss, scale)[0]
 
 
 def demo_curve(group, steps: int) -> list[float]:

@@ -14,6 +14,7 @@ from ranks import Failed, Ranks
 from torch import Tensor
 from truth import BACKENDS
 
+import simmim_kernels as sk
 from benchmarks.distributed import cost, table
 
 SCHEDULES = ("gather", "ring")
@@ -122,6 +123,31 @@ def test_readouts(ranks, schedule):
     for found in ranks.run(3, jobs.readouts, schedule):
         for name, value in want.items():
             assert_same(found[name], value, name)
+
+
+def whole_batch(world: int) -> list[Tensor]:
+    return [torch.cat(parts).detach().requires_grad_() for parts in zip(*map(jobs.features, range(world)), strict=True)]
+
+
+def test_losses_of_own_anchors(ranks):
+    """As drop-ins have them on request: gradients are those of the sum over ranks."""
+    world = 3
+    x, y = whole_batch(world)
+    values = sk.nt_xent_loss(x, y, 0.3, "none").view(2, world, -1).mean((0, 2))
+    truths = torch.autograd.grad(values.sum(), (x, y))
+    found = ranks.run(world, jobs.of_own_anchors)
+    for rank, (value, *gradients) in enumerate(found):
+        assert_same(value, values[rank].detach(), "value")
+        for gradient, truth in zip(gradients, truths, strict=True):
+            assert_same(gradient, truth.chunk(world)[rank], "gradient")
+
+
+@pytest.mark.parametrize("averaging", [True, False])
+def test_whole_gradient_of_a_scale(ranks, averaging):
+    scale = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
+    (want,) = torch.autograd.grad(sk.clip_loss(*whole_batch(3), scale), scale)
+    for found in ranks.run(3, jobs.gradient_of_scale, averaging):
+        assert_same(found, want, "scale")
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -63,7 +63,7 @@ def on_whole_batch(function: Callable[[Tensor, Tensor], Tensor], group: Any) -> 
 
 def with_whole_gradient(value: float | Tensor, batch: GlobalBatch) -> float | Tensor:
     """A scalar that all processes have, whose gradient by a loss of the whole batch is then whole on each."""
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or not value.requires_grad:
         return value
     mean = AllGather.apply(value.reshape(1), batch.size, batch.name, 1 if batch.averaging else batch.size).mean()
     return value.detach() + (mean - mean.detach())
