@@ -211,10 +211,15 @@ class _Largest(TorchDispatchMode):
         return found
 
 
-def largest_tensor(group, schedule: str, n: int, d: int) -> int:
+def largest_tensor(group, schedule: str, n: int, d: int, guided: bool = False) -> int:
     x, y = features(group.rank(), n, d)
+    batch = sk.GlobalBatch(group, schedule)
     with _Largest() as largest, sk.use_backend("reference"):
-        sk.clip_loss(x, y, 2.0, group=sk.GlobalBatch(group, schedule)).backward()
+        if guided:
+            scores = sk.PairwiseScores(x, y, group=batch).exclude_above(x, y, x[:, 0], keep_joint=True)
+            sum(scores.cross_entropies()).sum().backward()
+        else:
+            sk.clip_loss(x, y, 2.0, group=batch).backward()
     return largest.elements
 
 

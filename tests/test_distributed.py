@@ -170,6 +170,7 @@ def test_traffic_is_that_of_the_cost_model(ranks, schedule, dtype):
 def test_ring_holds_no_more_than_a_shard(ranks):
     """64 rows of 256 features on each of 4 ranks: no tensor of all 256 rows is made, nor one of two shards."""
     assert ranks.run(4, jobs.largest_tensor, "ring", 64, 256) == [64 * 256] * 4
+    assert ranks.run(4, jobs.largest_tensor, "ring", 64, 256, True) == [64 * 256] * 4  # with a guide as wide
     assert ranks.run(2, jobs.largest_tensor, "ring", 64, 256) == [64 * 256] * 2
     assert ranks.run(4, jobs.largest_tensor, "gather", 64, 256) == [4 * 64 * 256] * 4
 
