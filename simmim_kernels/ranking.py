@@ -154,6 +154,7 @@ def guided_ranking_loss(
     relative: bool = False,
     contrast_anchors: bool = True,
     contrast_positives: bool = True,
+    group: Any = None,
 ) -> Tensor:
     """Ranking without false negatives (GISTEmbed, Solatorio 2024), as sentence-transformers 6.2's GISTEmbedLoss.
 
@@ -161,7 +162,7 @@ def guided_ranking_loss(
     three, in this order. Candidates of query i are all positives and negatives; with contrast_anchors the queries, too,
     and with contrast_positives its positive against all positives. Those are left out whose cosine by the guides is
     greater than that of pair i less the margin, or, where it is relative, less the margin times its size; the positive
-    stays.
+    stays. With a group candidates are those of all ranks.
     """
     validation.choice(reduction, "reduction", REDUCTIONS)
     given = [queries, positives] if negatives is None else [queries, positives, negatives]
@@ -169,7 +170,8 @@ def guided_ranking_loss(
         raise ValueError(f"guides must be {len(given)} tensors, one for each of what they guide, got {len(guides)}")
     for tensors in (given, guides):
         for k, tensor in enumerate(tensors[1:], 1):
-            validation.operands(tensors[0], tensor, ("queries", f"tensor {k}"), same_length=True)
+            names = ("queries", f"tensor {k}")
+            validation.operands(tensors[0], tensor, names, same_length=True, may_be_empty=group is not None)
     scale, margin = inverse(temperature, queries), validation.number(margin, "margin")
     queries, positives, *rest = (F.normalize(t, dim=1) for t in given)
     with without_autocast(queries.device):
@@ -179,13 +181,14 @@ def guided_ranking_loss(
     documents, guide_documents = [positives, *rest], [guide_positives, *guide_rest]
     if validation.flag(contrast_anchors, "contrast_anchors"):
         documents, guide_documents = [*documents, queries], [*guide_documents, guide_queries]
-    scores = PairwiseScores(queries, torch.cat(documents), scale=scale)
+    scores = PairwiseScores(queries, torch.cat(documents), scale=scale, group=group)
+    shards = scores._shards
     parts = [scores.marginal.exclude_above(guide_queries, torch.cat(guide_documents), limit).logsumexp(1)]
     if validation.flag(contrast_positives, "contrast_positives"):
-        among = PairwiseScores(positives, positives, scale=scale)
+        among = PairwiseScores(positives, positives, scale=scale, group=_of_pairs(shards))
         parts.append(among.exclude_above(guide_positives, guide_positives, limit).logsumexp(1))
     others = logsumexp_over_first(torch.stack(parts))
-    return reduced(cross_entropy_from_others(others, scores.joint), reduction)
+    return reduced(cross_entropy_from_others(others, scores.joint), reduction, shards)
 
 
 def check_options(

@@ -205,19 +205,17 @@ class PairwiseScores:
 
         guide_x (N, g) and guide_y (M, g), of one dtype, are a guide's features, or detached ones of the scores' own; no
         gradient goes through them, nor through limit (N,). `keep_joint` is that of `exclude`. All backends but `cuda`
-        have it, and make the guide's product along with that of the scores.
+        have it, and make the guide's product along with that of the scores. With a group guide_x, guide_y and limit are
+        of this rank's own anchors and candidates, and guide_y goes the way of the candidates' features.
 
-        Raises TypeError or ValueError for guides that do not fit, and for a second one; NotImplementedError of scores
-        with a group.
+        Raises TypeError or ValueError for guides that do not fit, with a group on every rank, and for a second one.
         """
-        p = self._problem
-        if self._shards is not None:
-            raise NotImplementedError("exclude_above cannot be asked of scores with a group: a guide stays on its rank")
-        guide_x, guide_y, limit = validation.guide(guide_x, guide_y, limit, p.shape, p.x)
+        p, shards = self._problem, self._shards
         if p.guided:
             raise ValueError("exclude_above can be applied once, got a second guide")
+        guide = validation.guide(guide_x, guide_y, limit, self._own_shape, p.x, may_be_empty=shards is not None)
         joint = self._joint_where(keep_joint)
-        return self._with(guide_x=guide_x, guide_y=guide_y, guide_limit=limit, joint=joint, mirrored=False)
+        return self._with(**sharded.guide(*guide, shards), joint=joint, mirrored=False)
 
     def _joint_where(self, keep_joint: bool) -> str:
         """How joint pairs enter once pairs are left out with keep_joint, which all calls must agree on."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import simmim_kernels as sk
+from simmim_kernels.drop_in._processes import on_whole_batch
 from simmim_kernels.operator import held
 from simmim_kernels.ranking import DIRECTIONS
 
@@ -112,6 +113,22 @@ def watched(t: dict[str, Tensor], group) -> Tensor:
     return loss + scores.over_ranks((entropies * sk.softmax_entropy(scores)).sum())
 
 
+def guided_ranking(t: dict[str, Tensor], group) -> Tensor:
+    negatives = t["y"] + 0.5 * t["x"].square()
+    guides = [3 * t["x"][:, :2], t["y"][:, :2] - 0.2, negatives[:, :2]]
+    return sk.guided_ranking_loss(t["x"], t["y"], negatives, guides, t["temperature"], margin=-0.1, group=group)
+
+
+def relative_weights(x: Tensor, y: Tensor) -> Tensor:
+    """Relative to the batch, other for the other order, and with a gradient."""
+    return len(x) * (x * y + y[:, :1]).sum(1).softmax(0)
+
+
+def weighted_dcl(t: dict[str, Tensor], group) -> Tensor:
+    weigh = relative_weights if group is None else on_whole_batch(relative_weights, group)
+    return sk.dcl_loss(t["x"], t["y"], t["temperature"], weight_fn=weigh, group=group)
+
+
 LOSSES: dict[str, Value] = {
     "info_nce, watched": watched,
     "clip": lambda t, g: sk.clip_loss(t["x"], t["y"], t["scale"], group=g),
@@ -134,8 +151,10 @@ LOSSES: dict[str, Value] = {
     "ranking, harder": lambda t, g: ranking(
         t, g, directions=("query_to_doc", "doc_to_query"), hardness_mode="all_negatives", hardness_strength=2.0
     ),
+    "ranking, guided": guided_ranking,
     "dclw": lambda t, g: sk.DCLWLoss(0.3, group=g)(t["x"], t["y"]),
     "dcl": lambda t, g: sk.dcl_loss(t["x"], t["y"], t["temperature"], group=g),
+    "dcl, weights of the whole batch": weighted_dcl,
     "linear": linear,
     "linear, weighted and smoothed": lambda t, g: linear(t, g, class_weight=t["class_weight"], label_smoothing=0.1),
     "infonce": of_bound("infonce"),

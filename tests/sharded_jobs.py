@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import simmim_kernels as sk
 from simmim_kernels.backends import BACKENDS
+from simmim_kernels.drop_in._processes import SeveralProcesses, with_whole_gradient
 from simmim_kernels.operator import collectives, global_batch, ring
 
 WIDTH = 6
@@ -41,6 +42,8 @@ def configured(options: dict, t: dict[str, Tensor], group) -> tuple[list[Tensor]
         s = s.exclude(t["row_ids"] + k, t["columns/col_ids"], keep_joint=keep)
     for k in range(options["groups"]):
         s = s.within(t["row_ids"] % (k + 2), t["columns/col_ids"] % (k + 2), keep_joint=keep)
+    if options["guide"]:
+        s = s.exclude_above(t["guide_x"], t["columns/guide_y"], t["limit"], keep_joint=keep)
     if options["joint"] == "left_out":
         s = s.marginal
     rows, columns = s.logsumexps()
@@ -70,6 +73,9 @@ def configured_tensors(n: int, m: int, seed: int) -> dict[str, Tensor]:
         "columns/y": normal(m, 3),
         "columns/col_bias": normal(m),
         "columns/col_ids": torch.randint(0, 6, (m,), generator=g),
+        "guide_x": normal(n, 2).detach(),
+        "columns/guide_y": normal(m, 2).detach(),
+        "limit": normal(n).detach(),
         "all/scale": torch.tensor(0.7, dtype=torch.float64, requires_grad=True),
     }
 
@@ -205,10 +211,15 @@ class _Largest(TorchDispatchMode):
         return found
 
 
-def largest_tensor(group, schedule: str, n: int, d: int) -> int:
+def largest_tensor(group, schedule: str, n: int, d: int, guided: bool = False) -> int:
     x, y = features(group.rank(), n, d)
+    batch = sk.GlobalBatch(group, schedule)
     with _Largest() as largest, sk.use_backend("reference"):
-        sk.clip_loss(x, y, 2.0, group=sk.GlobalBatch(group, schedule)).backward()
+        if guided:
+            scores = sk.PairwiseScores(x, y, group=batch).exclude_above(x, y, x[:, 0], keep_joint=True)
+            sum(scores.cross_entropies()).sum().backward()
+        else:
+            sk.clip_loss(x, y, 2.0, group=batch).backward()
     return largest.elements
 
 
@@ -238,7 +249,10 @@ def mismatched(group, what: str) -> None:
     bias = torch.zeros(5, dtype=torch.float64) if odd and what == "col_bias" else None
     if odd and what == "kind of scores":
         sk.MLPCritic(4, 4, hidden=4).double()(x, y, group=batch)
-    sk.PairwiseScores(x, y, col_bias=bias, group=batch)
+    scores = sk.PairwiseScores(x, y, col_bias=bias, group=batch)
+    if what == "d of the guide":
+        width = 3 if odd else 2
+        scores.exclude_above(x[:, :width], y[:, :width], x[:, 0])
 
 
 def without_rows(group) -> None:
@@ -380,47 +394,26 @@ def twice_differentiated(group, schedule: str) -> Tensor:
     return torch.autograd.grad(gradient.square().sum(), t["x"])[0]
 
 
+# What drop-ins take from several processes, which needs none of their libraries.
+
+
+def of_own_anchors(group) -> tuple[Tensor, ...]:
+    loss, (x, y) = SeveralProcesses(), features(group.rank())
+    loss.original_gradients = True
+    value = loss._of_group(sk.nt_xent_loss, x, y, 0.3, group=group)
+    return value.detach(), *torch.autograd.grad(value, (x, y))
+
+
+def gradient_of_scale(group, averaging: bool) -> Tensor:
+    batch, scale = sk.GlobalBatch(group, averaging=averaging), torch.tensor(1.7, dtype=torch.float64)
+    scale.requires_grad_()
+    loss = sk.clip_loss(*features(group.rank()), with_whole_gradient(scale, batch), group=batch)
+    return torch.autograd.grad(loss, scale)[0]
+
+
 def demo_curve(group, steps: int) -> list[float]:
     from simmim_kernels.commands.demo import digits
 
     torch.manual_seed(0)
     images = torch.rand(40, digits.SIDE**2, dtype=torch.float64).float()
     return list(digits.train(digits.build_model(group), images, steps, 31, group))
-
-
-# Drop-ins for other libraries, on all ranks.
-
-
-def drop_in_losses(group, library: str) -> dict[str, tuple[Tensor, ...]]:
-    """By name a loss and its gradients by this rank's features; raises ImportError where the library is missing."""
-    import importlib
-
-    from torchvision_stand_in import stand_in_for_torchvision
-
-    stand_in_for_torchvision()
-    module, world = importlib.import_module(f"simmim_kernels.drop_in.{library}"), group.size()
-    x, y = features(group.rank())
-    if library == "open_clip":
-        options = {"rank": group.rank(), "world_size": world}
-        losses = {
-            "ClipLoss": lambda: module.ClipLoss(local_loss=True, gather_with_grad=True, **options)(x, y, 3.0),
-            "SigLipLoss": lambda: module.SigLipLoss(**options)(x, y, 3.0, -1.0),
-            "DistillClipLoss": lambda: sum(module.DistillClipLoss(**options)(x, y, 3.0, y.detach(), x.detach(), 2.0)),
-        }
-    elif library == "sentence_transformers":
-        model = torch.nn.Sequential(torch.nn.Identity())
-        settings = {"directions": ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")}
-        losses = {
-            str(options): lambda options=options: module.MultipleNegativesRankingLoss(
-                model, gather_across_devices=True, **options
-            ).compute_loss_from_embeddings([x, y, x + y.square()], None)
-            for options in ({}, settings)
-        }
-    else:
-        names = ("NTXentLoss", "DCLLoss", "DCLWLoss")
-        losses = {name: lambda name=name: getattr(module, name)(gather_distributed=True)(x, y) for name in names}
-    found = {}
-    for name, loss in losses.items():
-        value = loss()
-        found[name] = (value.detach(), *torch.autograd.grad(value, (x, y)))
-    return found

@@ -14,6 +14,7 @@ from ranks import Failed, Ranks
 from torch import Tensor
 from truth import BACKENDS
 
+import simmim_kernels as sk
 from benchmarks.distributed import cost, table
 
 SCHEDULES = ("gather", "ring")
@@ -78,6 +79,7 @@ options = st.fixed_dictionaries(
         "ids": st.integers(0, 2),
         "groups": st.integers(0, 2),
         "joint": st.sampled_from(["counted", "left_out", "kept"]),
+        "guide": st.booleans(),
     }
 )
 
@@ -88,7 +90,21 @@ def test_configurations(ranks, rows, data, options, schedule, backend, seed):
     rows[0] += 1
     columns = data.draw(st.lists(st.integers(0, 5), min_size=len(rows), max_size=len(rows)))
     columns[-1] += 2
-    arguments = (options, tuple(rows), tuple(columns), seed, schedule, backend)
+    options = options | {"guide": options["guide"] and backend in ("reference", "tiled")}
+    compare_configuration(ranks, options, tuple(rows), tuple(columns), seed, schedule, backend)
+
+
+@pytest.mark.parametrize("joint", ["counted", "left_out", "kept"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_guide(ranks, schedule, joint):
+    """Its features go where the candidates' do, with ids, biases and joint pairs as without ranks."""
+    options = {"biases": True, "clamp": False, "ids": 1, "groups": 0, "joint": joint, "guide": True}
+    for backend in ("reference", "tiled"):
+        compare_configuration(ranks, options, (4, 0, 3), (3, 6, 0), 1, schedule, backend)
+
+
+def compare_configuration(ranks, options, rows, columns, seed, schedule, backend) -> None:
+    arguments = (options, rows, columns, seed, schedule, backend)
     want = jobs.configuration(None, *arguments[:-1], "reference")
     found = ranks.run(len(rows), jobs.configuration, *arguments)
     for kind in ("rows", "columns"):
@@ -107,6 +123,31 @@ def test_readouts(ranks, schedule):
     for found in ranks.run(3, jobs.readouts, schedule):
         for name, value in want.items():
             assert_same(found[name], value, name)
+
+
+def whole_batch(world: int) -> list[Tensor]:
+    return [torch.cat(parts).detach().requires_grad_() for parts in zip(*map(jobs.features, range(world)), strict=True)]
+
+
+def test_losses_of_own_anchors(ranks):
+    """As drop-ins have them on request: gradients are those of the sum over ranks."""
+    world = 3
+    x, y = whole_batch(world)
+    values = sk.nt_xent_loss(x, y, 0.3, "none").view(2, world, -1).mean((0, 2))
+    truths = torch.autograd.grad(values.sum(), (x, y))
+    found = ranks.run(world, jobs.of_own_anchors)
+    for rank, (value, *gradients) in enumerate(found):
+        assert_same(value, values[rank].detach(), "value")
+        for gradient, truth in zip(gradients, truths, strict=True):
+            assert_same(gradient, truth.chunk(world)[rank], "gradient")
+
+
+@pytest.mark.parametrize("averaging", [True, False])
+def test_whole_gradient_of_a_scale(ranks, averaging):
+    scale = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
+    (want,) = torch.autograd.grad(sk.clip_loss(*whole_batch(3), scale), scale)
+    for found in ranks.run(3, jobs.gradient_of_scale, averaging):
+        assert_same(found, want, "scale")
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -129,6 +170,7 @@ def test_traffic_is_that_of_the_cost_model(ranks, schedule, dtype):
 def test_ring_holds_no_more_than_a_shard(ranks):
     """64 rows of 256 features on each of 4 ranks: no tensor of all 256 rows is made, nor one of two shards."""
     assert ranks.run(4, jobs.largest_tensor, "ring", 64, 256) == [64 * 256] * 4
+    assert ranks.run(4, jobs.largest_tensor, "ring", 64, 256, True) == [64 * 256] * 4  # with a guide as wide
     assert ranks.run(2, jobs.largest_tensor, "ring", 64, 256) == [64 * 256] * 2
     assert ranks.run(4, jobs.largest_tensor, "gather", 64, 256) == [4 * 64 * 256] * 4
 
@@ -140,7 +182,10 @@ def test_shapes_are_told_every_time_or_once(ranks):
             assert max(sent) <= 2 * 120
 
 
-@pytest.mark.parametrize("what", ["d", "dtype", "schedule", "averaging", "requires_grad", "col_bias", "kind of scores"])
+@pytest.mark.parametrize(
+    "what",
+    ["d", "dtype", "schedule", "averaging", "requires_grad", "col_bias", "kind of scores", "d of the guide"],
+)
 def test_ranks_that_do_not_go_together_all_raise(ranks, what):
     for failed in ranks.outcomes(3, jobs.mismatched, what):
         assert isinstance(failed, Failed)

@@ -1,7 +1,8 @@
 """sentence-transformers' in-batch ranking losses (of 6.2.0), without the scores.
 
 Exact with cos_sim and dot_score, all directions, partitions and hardness modes; other values of similarity_fct raise
-NotImplementedError.
+NotImplementedError. With gather_across_devices every process has the loss of the whole batch, or with
+original_gradients = True that of its own queries, as there; gradients are the same.
 """
 
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from sentence_transformers.util import batch_to_device, cos_sim, dot_score, pyto
 from torch import Tensor
 
 from ..ranking import guided_ranking_loss, ranking_loss
-from ._processes import only_one, world
+from ._processes import SeveralProcesses, world
 
 
 def _ranking(loss: Any, embeddings: list[Tensor]) -> Tensor:
@@ -27,7 +28,8 @@ def _ranking(loss: Any, embeddings: list[Tensor]) -> Tensor:
     if not normalize and loss.similarity_fct is not dot_score:
         raise NotImplementedError(f"similarity_fct must be cos_sim or dot_score of util, got {loss.similarity_fct!r}")
     queries, positives, *negatives = embeddings
-    return ranking_loss(
+    return loss._of_group(
+        ranking_loss,
         queries,
         positives,
         negatives,
@@ -41,14 +43,14 @@ def _ranking(loss: Any, embeddings: list[Tensor]) -> Tensor:
     )
 
 
-class MultipleNegativesRankingLoss(original.MultipleNegativesRankingLoss):
+class MultipleNegativesRankingLoss(SeveralProcesses, original.MultipleNegativesRankingLoss):
     """sentence-transformers' MultipleNegativesRankingLoss."""
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
         return _ranking(self, embeddings)
 
 
-class CachedMultipleNegativesRankingLoss(original.CachedMultipleNegativesRankingLoss):
+class CachedMultipleNegativesRankingLoss(SeveralProcesses, original.CachedMultipleNegativesRankingLoss):
     """sentence-transformers' CachedMultipleNegativesRankingLoss; mini_batch_size is that of the model alone."""
 
     def calculate_loss(
@@ -61,12 +63,20 @@ class CachedMultipleNegativesRankingLoss(original.CachedMultipleNegativesRanking
         return loss.detach()
 
 
-class GISTEmbedLoss(original.GISTEmbedLoss):
-    """sentence-transformers' GISTEmbedLoss."""
+class GISTEmbedLoss(SeveralProcesses, original.GISTEmbedLoss):
+    """sentence-transformers' GISTEmbedLoss.
+
+    With gather_across_devices anchors, too, are contrasted with those of all processes, as in one with all rows. There
+    a process has its own alone, for which original_gradients = True with contrast_anchors raises NotImplementedError.
+    """
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
-        if self.gather_across_devices:
-            only_one("gather_across_devices=True")
+        group = world("gather_across_devices=True") if self.gather_across_devices else None
+        if self._as_original(group) and self.contrast_anchors:
+            raise NotImplementedError(
+                "original_gradients and gather_across_devices=True need contrast_anchors=False in GISTEmbedLoss: "
+                "the original contrasts the anchors of each process with one another alone"
+            )
         sentence_features = list(sentence_features)
         guide_features = [dict(features) for features in sentence_features]
         embeddings = embed_columns(self.model, sentence_features)
@@ -77,7 +87,8 @@ class GISTEmbedLoss(original.GISTEmbedLoss):
         if len(embeddings) not in (2, 3):
             raise ValueError(f"Expected 2 or 3 embeddings, got {len(embeddings)}")
         queries, positives, *negatives = embeddings
-        return guided_ranking_loss(
+        return self._of_group(
+            guided_ranking_loss,
             queries,
             positives,
             negatives[0] if negatives else None,
@@ -87,6 +98,7 @@ class GISTEmbedLoss(original.GISTEmbedLoss):
             relative=self.margin_strategy == "relative",
             contrast_anchors=self.contrast_anchors,
             contrast_positives=self.contrast_positives,
+            group=group,
         )
 
     def _tokens_of_guide(self, features: dict[str, Tensor]) -> dict[str, Tensor]:

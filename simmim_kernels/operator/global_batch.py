@@ -152,10 +152,11 @@ def _bits(code: int) -> tuple[bool, ...]:
     return tuple(bool(code & bit) for bit in (8, 4, 2, 1))
 
 
-def shards_of(group: Any, problem: Problem) -> Shards | None:
+def shards_of(group: Any, problem: Problem, whose: str = "") -> Shards | None:
     """The rows of every rank, by one small all-gather; None without a group.
 
-    `group` may also be the Shards of another problem with as many rows and columns, which need no telling.
+    `group` may also be the Shards of another problem with as many rows and columns, which need no telling. `whose`
+    features a message is to speak of: " of the guide", or those of the scores.
     Raises ValueError on every rank, naming the ranks, where their problems do not go together.
     """
     if group is None or isinstance(group, Shards):
@@ -165,7 +166,7 @@ def shards_of(group: Any, problem: Problem) -> Shards | None:
     told = batch._told.get(own) if batch.fixed_shapes else None
     if told is None:
         told = _tell(batch, own, problem.x.device)
-        _check_alike(told)
+        _check_alike(told, whose)
         if batch.fixed_shapes:
             batch._told[own] = told
     rows, columns, *_ = zip(*told, strict=True)
@@ -181,13 +182,13 @@ def _tell(batch: GlobalBatch, own: tuple[int, ...], device: torch.device) -> tup
     return tuple(map(tuple, told))
 
 
-def _check_alike(told: Sequence[tuple[int, ...]]) -> None:
+def _check_alike(told: Sequence[tuple[int, ...]], whose: str) -> None:
     rows, columns, *others = zip(*told, strict=True)
     for (name, _, shown), codes in zip(_ALIKE, others, strict=True):
         if len(set(codes)) > 1:
             ranks = {code: [r for r, c in enumerate(codes) if c == code] for code in sorted(set(codes))}
             got = ", ".join(f"{shown(code)} on {_ranks(where)}" for code, where in ranks.items())
-            raise ValueError(f"{name} must be the same on every rank of the group, got {got}")
+            raise ValueError(f"{name}{whose} must be the same on every rank of the group, got {got}")
     for name, counts in (("x", rows), ("y", columns)):
         if not sum(counts):
             raise ValueError(f"{name} must have at least one row on some rank of the group, got none on any")

@@ -1,5 +1,7 @@
 """The schedule "ring": features of candidates go from neighbour to neighbour, and their gradients after them.
 
+A guide's features of candidates, which have no gradients, go with them.
+
 At step s rank r works on the columns of rank r - s, while those of the next step are on their way to it. In the
 backward the sum of a block's gradients follows the block by a step, so that its way, too, is beside other work.
 """
@@ -139,28 +141,31 @@ def _gradients(
 def _blocks(problem: Problem, shards: Shards) -> Iterator[tuple[Problem, slice]]:
     """Own rows with each rank's columns in turn, own ones first; and where these are among all columns."""
     batch = shards.batch
-    block = problem.y.detach().contiguous()
-    following: _Way | None = None
+    block = [t.detach().contiguous() for t in (problem.y, problem.guide_y) if t is not None]
+    following: list[_Way] = []
     for step in range(batch.size):
         owner = (batch.rank - step) % batch.size
-        if following is not None:
-            block = following.arrived()
+        if following:
+            block = [way.arrived() for way in following]
         if step + 1 < batch.size:
-            following = _pass_on(block, shards.columns[(owner - 1) % batch.size], shards)
+            coming = shards.columns[(owner - 1) % batch.size]
+            following = [_pass_on(features, coming, shards) for features in block]
         first = sum(shards.columns[:owner])
-        yield _block(problem, block, slice(first, first + len(block)), owner, shards)
+        yield _block(problem, block, slice(first, first + len(block[0])), owner, shards)
         del block
 
 
-def _block(problem: Problem, y: Tensor, where: slice, owner: int, shards: Shards) -> tuple[Problem, slice]:
+def _block(problem: Problem, block: list[Tensor], where: slice, owner: int, shards: Shards) -> tuple[Problem, slice]:
     p, joint, positives = problem, problem.joint, None
+    y, *guide_y = block
     if joint != "counted" and shards.diagonal:
         joint = joint if owner == shards.batch.rank else "counted"
     elif joint != "counted" and p.positives is not None:
         positives = p.positives - where.start
     col_bias = None if p.col_bias is None else p.col_bias[where]
     col_ids = None if p.col_ids is None else p.col_ids[:, where]
-    return p.replace(y=y, col_bias=col_bias, col_ids=col_ids, positives=positives, joint=joint), where
+    p = p.replace(y=y, col_bias=col_bias, col_ids=col_ids, positives=positives, joint=joint)
+    return p.replace(guide_y=guide_y[0]) if guide_y else p, where
 
 
 class _Way:

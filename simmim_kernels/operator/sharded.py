@@ -4,11 +4,12 @@ A rank looks at its own rows and all columns, so that row statistics are complet
 rows alone, and go to the ranks whose columns they are, to be merged there. Gradients take the same ways back. Without
 shards every function here is the local one.
 
-Of vectors over columns (biases, ids, statistics) every rank has all, O(M); of features, with the schedule "ring", at no
-time more than a few ranks'.
+Of vectors over columns (biases, ids, statistics) every rank has all, O(M); of features, a guide's too, with the
+schedule "ring", at no time more than a few ranks'.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from . import ring
 from . import statistic as local
 from .collectives import AllGather, AllToAll, all_reduced, gathered
 from .computation import Statistic, without_autocast
-from .global_batch import Shards
+from .global_batch import Shards, shards_of
 from .joint import joint_scores as local_joint_scores
 
 
@@ -36,6 +37,18 @@ def spread(problem: Problem, shards: Shards) -> Problem:
     y = problem.y if shards.batch.schedule == "ring" else all_columns(problem.y, shards)
     col_bias = None if problem.col_bias is None else all_columns(problem.col_bias, shards)
     return problem.replace(y=y, col_bias=col_bias, mirrored=False)
+
+
+def guide(guide_x: Tensor, guide_y: Tensor, limit: Tensor, shards: Shards | None) -> dict[str, Any]:
+    """The fields of a spread problem with a guide: (n, g), (m, g) and (n,) of own rows and own columns.
+
+    Raises ValueError on every rank where widths or dtypes of guides differ between ranks.
+    """
+    if shards is not None:
+        shards_of(shards.batch, Problem(guide_x, guide_y, []), " of the guide")
+        if shards.batch.schedule == "gather":
+            guide_y = all_columns(guide_y, shards)
+    return {"guide_x": guide_x, "guide_y": guide_y, "guide_limit": limit}
 
 
 def all_columns(values: Tensor, shards: Shards) -> Tensor:
@@ -92,7 +105,8 @@ def dense(problem: Problem, shards: Shards | None) -> Tensor:
     """(n, M) scores of own rows."""
     if shards is None or shards.batch.schedule == "gather":
         return reference.dense(problem)
-    return reference.dense(problem.replace(y=all_columns(problem.y, shards)))
+    guide_y = None if problem.guide_y is None else all_columns(problem.guide_y, shards)
+    return reference.dense(problem.replace(y=all_columns(problem.y, shards), guide_y=guide_y))
 
 
 def pair_counts(problem: Problem, dims: str, shards: Shards | None) -> Tensor:
@@ -101,7 +115,7 @@ def pair_counts(problem: Problem, dims: str, shards: Shards | None) -> Tensor:
     Where a guide leaves pairs out they are counted one by one, as a sum of ones.
     """
     if problem.guided:
-        return _pairs_by_guide(problem, dims)
+        return _pairs_by_guide(problem, dims, shards)
     if shards is not None:
         # Of the features but their number matters.
         problem = problem.replace(y=problem.x.new_empty(shards.all_columns, 0))
@@ -112,15 +126,15 @@ def pair_counts(problem: Problem, dims: str, shards: Shards | None) -> Tensor:
     return counts if shards is None or dims == "rows" else _parts(counts, shards).sum(0)
 
 
-def _pairs_by_guide(problem: Problem, dims: str) -> Tensor:
+def _pairs_by_guide(problem: Problem, dims: str, shards: Shards | None) -> Tensor:
     n, m = problem.shape
     one, x, y = (problem.x.new_ones(size, dtype=torch.float64) for size in ((), (n, 1), (m, 1)))
     ones = {"x": x, "y": y, "parameters": [one], "row_bias": None, "col_bias": None, "form": "inner_product"}
     of_rows = "rows" if dims == "total" else dims
     counted = problem.replace(**ones, fn="identity", dims=of_rows, lo=-math.inf, hi=math.inf)
-    found = local.statistic(counted, None)
+    found = statistic(counted, None, shards)
     counts = (found.columns if dims == "columns" else found.rows).round().long()
-    return counts.sum() if dims == "total" else counts
+    return add(counts.sum(), shards) if dims == "total" else counts
 
 
 def replicated(value: Tensor, shards: Shards) -> Tensor:

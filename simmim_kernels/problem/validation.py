@@ -85,10 +85,12 @@ def width(value: Tensor, expected: int, name: str) -> None:
         raise ValueError(f"{name} must have shape (N, {expected}), got {describe(value)}")
 
 
-def guide(x: object, y: object, limit: object, shape: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def guide(
+    x: object, y: object, limit: object, shape: tuple[int, int], like: Tensor, may_be_empty: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """A guide's features of all rows and columns, and its limits of the rows; constants, in the compute dtype."""
     names = ("guide_x", "guide_y")
-    sides = operands(x, y, names)
+    sides = operands(x, y, names, may_be_empty=may_be_empty)
     for side, name, length in zip(sides, names, shape, strict=True):
         if len(side) != length or side.device != like.device:
             raise ValueError(f"{name} must have {length} rows on {like.device}, got {describe(side)}")
