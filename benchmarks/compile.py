@@ -100,6 +100,16 @@ def problems() -> Iterator[tuple[str, Problem, str]]:
             meta_problem(d, half, fn="softplus", joint="negated", row_bias=_meta(4096)),
             "highest",
         )
+    # A guide's mask beside all else; as two masks of a tile, that of a function and that of its weights, are one.
+    ids = {"row_ids": _meta(1, 4096, dtype=torch.int64), "col_ids": _meta(1, 4096, dtype=torch.int64)}
+    for dtype, precision, widths in ((half, "highest", (64, 128, 256)), (single, "high", (64, 128, 512))):
+        for d in widths:
+            name = f"guided {'bf16' if dtype == half else 'tf32'} d={d}"
+            yield name, meta_problem(d, dtype, dims="both", joint="left_out", **guide(384), **ids), precision
+    for d in (16, 64):
+        yield f"guided fp32 d={d}", meta_problem(d, single, dims="rows", joint="left_out", **guide(50)), "highest"
+    for d in (64, 768):
+        yield f"guided siglip bf16 d={d}", meta_problem(d, half, fn="softplus", joint="kept", **guide(384)), "highest"
     for d in (64, 512):
         options = {"dims": "rows", "joint": "left_out", "mirrored": True}
         yield f"symmetric bf16 d={d}", meta_problem(d, half, **options), "highest"
@@ -123,10 +133,16 @@ def problems() -> Iterator[tuple[str, Problem, str]]:
     for layers in (1, 2):
         options = {"joint": "left_out", "lo": -5.0, "hi": 5.0, **ids}
         yield f"network of {layers}, all options", meta_network(256, layers, half, fn="softplus", **options), "highest"
+        yield f"guided network of {layers}", meta_network(256, layers, half, dims="both", **guide(384)), "highest"
 
 
 def _meta(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(size, dtype=dtype, device="meta")
+
+
+def guide(width: int, n: int = 4096) -> dict[str, Tensor]:
+    """Features and limits by which a guide leaves pairs out."""
+    return {"guide_x": _meta(n, width), "guide_y": _meta(n, width), "guide_limit": _meta(n)}
 
 
 def meta_problem(d: int, dtype: torch.dtype, n: int = 4096, m: int | None = None, **options) -> Problem:

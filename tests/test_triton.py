@@ -6,6 +6,7 @@ import types
 import pytest
 import torch
 from truth import (
+    GUIDED,
     OPTIONS,
     POINTWISE,
     SPREADS,
@@ -38,6 +39,10 @@ def way(request, monkeypatch, small_tiles):
 
 
 every_way = pytest.mark.parametrize("way", WAYS, indirect=True)
+
+
+SIZES = (1, 2, 3, 17, 31, 63, 65, 129)
+WIDTHS = (1, 3, 16, 33, 64, 100)
 
 
 FUNCTIONS = ("logsumexp", "softplus", "square")
@@ -74,8 +79,42 @@ def test_log1mexp_of_negative_scores(dim, way):
     check_statistic(sk, case, "log1mexp", dim, "triton")
 
 
-SIZES = (1, 2, 3, 17, 31, 63, 65, 129)
-WIDTHS = (1, 3, 16, 33, 64, 100)
+@every_way
+@pytest.mark.parametrize("option", GUIDED)
+def test_guides(option, way):
+    """Limits belong to the rows, whichever side a backward owns; over all pairs one mask serves value and weights."""
+    case = Case(37, 53, 5, torch.float32, **GUIDED[option])
+    for fn, dim in (("logsumexp", 1), ("logsumexp", 0), ("softplus", (0, 1))):
+        check_statistic(sk, case, fn, dim, "triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("n", "m"), [(17, 31), (31, 17), (65, 129), (129, 65), (33, 64)])
+def test_shapes_and_dtypes_of_guides(n, m, dtype, small_tiles):
+    case = Case(n, m, WIDTHS[n % len(WIDTHS)], dtype, guide=WIDTHS[m % len(WIDTHS)])
+    check_statistic(sk, case, "logsumexp", 1, "triton")
+
+
+@pytest.mark.parametrize("kernel", ["fused", "strips"])
+def test_products_of_guides(kernel, monkeypatch, small_tiles):
+    """Once a look at the scores, beside theirs: in the forward, and in a backward for each of its passes."""
+    if kernel == "strips":
+        monkeypatch.setattr(configurations, "_INTERPRETER", configurations._INTERPRETER._replace(fused={}))
+    case = Case(37, 53, 5, torch.float32, guide=7)
+    passes = 1 if triton_gradients._in_one_pass(case.scores(sk)._problem) else 2
+    leaves, pairs = list(case.tensors.values()), 37 * 53
+    with launch.counted_multiplications() as work:
+        rows = case.scores(sk).logsumexp(1, backend="triton")
+        assert work.multiplications == pairs * (5 + 7)
+        torch.autograd.grad(rows.sum(), leaves)
+        assert work.multiplications == pairs * (5 + 7) + pairs * ((2 + passes) * 5 + passes * 7)
+
+
+def test_a_guide_of_strided_features(small_tiles):
+    case = Case(37, 53, 5, torch.float32, guide=7)
+    x, y, limit = case.guides
+    case.guides = [x.repeat_interleave(2, dim=1)[:, ::2], y.T.contiguous().T, limit.repeat_interleave(2)[::2]]
+    check_statistic(sk, case, "logsumexp", 1, "triton")
 
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -210,6 +249,8 @@ def test_what_it_does_not_support():
     x = torch.randn(4, 3)
     with pytest.raises(RuntimeError, match="float64 operands have no Triton kernel"):
         sk.DotCritic()(x.double(), x.double()).logsumexp(1, backend="triton")
+    with pytest.raises(RuntimeError, match="a guide in float64 has no Triton kernel"):
+        sk.DotCritic()(x, x).exclude_above(x.double(), x.double(), x[:, 0]).logsumexp(1, backend="triton")
 
 
 def test_it_must_be_asked_for_by_name():

@@ -44,6 +44,7 @@ class Case:
     strided: bool = False
     device: str = "cpu"
     mirrored: bool = False  # the columns' tensors are the rows' own
+    guide: int = 0  # the width of a guide's features, by which some three in ten pairs are left out
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
@@ -68,6 +69,10 @@ class Case:
             self.tensors = {k: v for k, v in self.tensors.items() if k not in ("y", "col_bias")}
         for t in self.tensors.values():
             t.requires_grad_()
+        if self.guide:
+            features = normal(self.n, self.guide), normal(self.m, self.guide), normal(self.n)
+            limit = self.guide**0.5 * (0.5 + 0.1 * features[2])
+            self.guides = [t.to(self.device, low) for t in (*features[:2], limit)]
         self.row_ids = torch.randint(0, 3, (self.ids, self.n), generator=g)
         self.col_ids = self.row_ids if self.mirrored else torch.randint(0, 3, (self.ids, self.m), generator=g)
         self.column = torch.randint(0, self.m, (self.n,), generator=g) if self.positives else None
@@ -106,6 +111,8 @@ class Case:
             row_groups = self.row_groups[k].to(self.device)
             ids = row_groups, row_groups if self.mirrored else self.col_groups[k].to(self.device)
             s = s.within(*ids, keep_joint=self.joint == "kept")
+        if self.guide:
+            s = s.exclude_above(*self.guides, keep_joint=self.joint == "kept")
         if self.joint == "negated":
             return s._with_joint_negated()
         return s.marginal if self.joint == "left_out" else s
@@ -121,6 +128,9 @@ class Case:
             mask |= r[:, None] == c
         for r, c in zip(self.row_groups, self.col_groups, strict=True):
             mask |= r[:, None] != c
+        if self.guide:
+            x, y, limit = (t.cpu().double() for t in self.guides)
+            mask |= x @ y.T > limit[:, None]
         if self.joint in ("left_out", "kept"):
             mask[self.joint_pairs()] = self.joint == "left_out"
         return mask
@@ -265,6 +275,15 @@ NEGATED = {
     "negated": {"joint": "negated", "biases": True},
     "negated, positives and clamp": {"joint": "negated", "positives": True, "clamp": (-0.4, 0.6)},
     "negated, ids and groups": {"joint": "negated", "ids": 1, "groups": 1},
+}
+
+
+# Of backends that take a guide.
+GUIDED = {
+    "guide": {"guide": 5},
+    "guide, ids, biases and clamp": {"guide": 16, "ids": 1, "biases": True, "clamp": (-0.4, 0.6)},
+    "guide that keeps the joint pairs": {"guide": 33, "groups": 1, "ids": 1, "joint": "kept", "positives": True},
+    "marginal of a guide": {"guide": 3, "joint": "left_out"},
 }
 
 

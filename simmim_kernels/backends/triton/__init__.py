@@ -68,10 +68,10 @@ def supports(problem: Problem) -> str | None:
         return f"the function {problem.fn!r} has no Triton kernel"
     if problem.x.dtype == torch.float64:
         return "float64 operands have no Triton kernel"
-    if problem.guided:
-        return "pairs that a guide's scores leave out have no Triton kernel"
     if problem.wants_entropy:
         return "entropies of softmaxes have no Triton kernel"
+    if problem.guide_x is not None and problem.guide_x.dtype == torch.float64:
+        return "a guide in float64 has no Triton kernel"
     return _cannot_run_on(problem.x.device)
 
 

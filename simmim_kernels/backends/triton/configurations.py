@@ -47,6 +47,9 @@ class Kinds(NamedTuple):
     softplus: Shapes
     heavy: Shapes
     """For problems with ids, a clamp, log1mexp, or rows that vector loads cannot take"""
+    guided: Shapes | None = None
+    """For problems with a guide, whose product is made outside the tensor cores and whose mask outlives it; None where
+    those of heavy problems have the registers for both"""
 
 
 # By kind of product: bfloat16 and float16 ("half"), float32 through TF32 ("tf32") or as it is ("ieee"), which runs
@@ -54,6 +57,8 @@ class Kinds(NamedTuple):
 _EXACT = Shapes(
     Tile(64, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2), {16: Tile(64, 32, 16, 8, 2), 64: Tile(64, 32, 64, 8, 2)}
 )
+# Of 8 warps ptxas would rather spill a few bytes than run fewer programs at a time.
+_EXACT_GUIDED = _EXACT._replace(fused={16: Tile(64, 32, 16, 4, 2), 64: Tile(64, 32, 64, 8, 1)})
 _TF32 = Shapes(
     Tile(128, 64, 32, 8, 3),
     Tile(128, 64, 32, 8, 3),
@@ -91,7 +96,9 @@ _BLACKWELL_HEAVY = Shapes(
     Tile(128, 64, 64, 8, 3),
     {64: Tile(64, 32, 64, 8, 2), 128: Tile(64, 64, 128, 8, 2)},
 )
+_BLACKWELL_GUIDED = _BLACKWELL_HEAVY._replace(fused={64: Tile(64, 64, 64, 8, 2), 128: Tile(64, 32, 128, 4, 2)})
 _BLACKWELL_TF32 = _TF32._replace(fused={64: Tile(64, 64, 64, 8, 2), 128: Tile(64, 32, 128, 8, 2)})
+_BLACKWELL_TF32_GUIDED = _TF32._replace(fused={128: Tile(64, 32, 128, 4, 2)})
 _CDNA = Shapes(
     Tile(128, 128, 64, 8, 2),
     Tile(128, 128, 64, 8, 2),
@@ -110,17 +117,17 @@ _TABLE = {
     "80": {
         "half": Kinds(_AMPERE, _AMPERE, _AMPERE_HEAVY),
         "tf32": Kinds(_TF32, _TF32, _TF32),
-        "ieee": Kinds(_EXACT, _EXACT, _EXACT),
+        "ieee": Kinds(_EXACT, _EXACT, _EXACT, _EXACT_GUIDED),
     },
     "90": {
         "half": Kinds(_HOPPER, _HOPPER_SOFTPLUS, _HOPPER_HEAVY),
         "tf32": Kinds(_TF32, _TF32, _TF32),
-        "ieee": Kinds(_EXACT, _EXACT, _EXACT),
+        "ieee": Kinds(_EXACT, _EXACT, _EXACT, _EXACT_GUIDED),
     },
     "100": {
-        "half": Kinds(_BLACKWELL, _BLACKWELL_HEAVY, _BLACKWELL_HEAVY),
-        "tf32": Kinds(_BLACKWELL_TF32, _BLACKWELL_TF32, _BLACKWELL_TF32),
-        "ieee": Kinds(_EXACT, _EXACT, _EXACT),
+        "half": Kinds(_BLACKWELL, _BLACKWELL_HEAVY, _BLACKWELL_HEAVY, _BLACKWELL_GUIDED),
+        "tf32": Kinds(_BLACKWELL_TF32, _BLACKWELL_TF32, _BLACKWELL_TF32, _BLACKWELL_TF32_GUIDED),
+        "ieee": Kinds(_EXACT, _EXACT, _EXACT, _EXACT_GUIDED),
     },
     "gfx942": {
         "half": Kinds(_CDNA, _CDNA, _CDNA_HEAVY),
@@ -134,9 +141,10 @@ _TABLE["86"] = _TABLE["80"]
 _CONSUMER = _AMPERE._replace(fused={**_AMPERE.fused, 64: Tile(64, 32, 64, 4, 2)})
 _CONSUMER_HEAVY = _AMPERE_HEAVY._replace(fused={**_AMPERE.fused, 64: Tile(32, 32, 64, 4, 2)})
 _CONSUMER_TF32 = _TF32._replace(forward=Tile(64, 64, 32, 4, 3))
+_CONSUMER_TF32_GUIDED = _CONSUMER_TF32._replace(fused={64: Tile(32, 32, 64, 4, 2), 128: Tile(64, 32, 128, 8, 2)})
 _TABLE["120"] = {
     "half": Kinds(_CONSUMER, _CONSUMER, _CONSUMER_HEAVY),
-    "tf32": Kinds(_CONSUMER_TF32, _CONSUMER_TF32, _CONSUMER_TF32),
+    "tf32": Kinds(_CONSUMER_TF32, _CONSUMER_TF32, _CONSUMER_TF32, _CONSUMER_TF32_GUIDED),
     "ieee": _TABLE["80"]["ieee"],
 }
 # Neither has TF32.
@@ -278,6 +286,8 @@ def _shapes(problem: Problem) -> Shapes:
     kind = "half" if problem.x.dtype.itemsize == 2 else input_precision(problem)
     kinds = _TABLE[row][kind]
     ragged = problem.x.shape[1] % 16 != 0
+    if problem.guided:
+        return kinds.guided or kinds.heavy
     if problem.row_ids is not None or problem.clamped or problem.fn == "log1mexp" or ragged:
         return kinds.heavy
     return kinds.softplus if problem.fn == "softplus" else kinds.plain

@@ -28,7 +28,7 @@ from .network_kernels import (
     gradients_of_second_sums,
     statistics_of_network,
 )
-from .sides import Critic, Side, critic_of, sides_of
+from .sides import Critic, Side, critic_of, sides_of, width_of_guide
 from .statistics import Merger, block_of, blocks, compile_time_options, tiles_of
 
 # Of the weight's gradient, for a few hundred multiprocessors: a tile has a multiple of 16 pairs.
@@ -83,8 +83,8 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
         parts, tiles = merger.parts(rows, columns), tiles_of(rows, columns, tile)
         arguments = (own, other, critic, net, *parts, *tiles)
         launch(statistics_of_network, (tiles[0] * tiles[1],), *arguments, **constants)
-        if net.weight is not None:
-            count((rows.stop - rows.start) * (columns.stop - columns.start) * critic.d**2)
+        width = width_of_guide(own) + (0 if net.weight is None else critic.d**2)
+        count((rows.stop - rows.start) * (columns.stop - columns.start) * width)
         merger.merge(parts, exponential=problem.fn == "logsumexp")
     return merger.statistics()
 
@@ -161,6 +161,7 @@ class _Backward:
         bias, value = biases.parts(rows, columns), values.parts(rows, columns)
         arguments = (self.own, self.other, self.critic, net, parts, *bias, value[0], *tiles)
         launch(kernel, (programs,), *arguments, **self.constants)
+        count(pairs * width_of_guide(self.own))
         biases.merge(bias, exponential=False)
         values.merge(value, exponential=False)
         if net.weight is not None:

@@ -17,9 +17,10 @@ from ...problem import Problem
 from . import configurations
 from .configurations import Tile, forward_tile, input_precision
 from .launch import cdiv, count, launch
-from .sides import Side, critic_of, exclusions, sides_of
+from .sides import Side, critic_of, exclusions, sides_of, width_of_guide
 from .tile import (
     LOG2E,
+    above_limit,
     clamped_scores,
     fill_left_out,
     finite,
@@ -97,21 +98,21 @@ def store_parts(parts, tile, start, values, BLOCK: tl.constexpr):
 
 @triton.jit
 def store_parts_of_scores(
-    s, own, other, rows, columns, tile_i, tile_j, FN: tl.constexpr, IDS: tl.constexpr, JOINT: tl.constexpr
-):
+    s, own, other, by_guide, rows, columns, tile_i, tile_j, FN: tl.constexpr, IDS: tl.constexpr, JOINT: tl.constexpr
+):  # fmt: skip
     """One number for each row and column of a tile of scores; a log-sum-exp by a reference of its own line."""
     BI: tl.constexpr = s.shape[0]
     BJ: tl.constexpr = s.shape[1]
     i0 = rows.start + tile_i * BI
     j0 = columns.start + tile_j * BJ
     if FN == "logsumexp":
-        s = fill_left_out(s, -float("inf"), own, other, i0, j0, IDS, JOINT)
+        s = fill_left_out(s, -float("inf"), own, other, i0, j0, by_guide, IDS, JOINT)
         if rows.lines is not None:
             store_parts(rows, tile_j, tile_i * BI, _log2_sums(s, 1), BI)
         if columns.lines is not None:
             store_parts(columns, tile_i, tile_j * BJ, _log2_sums(s, 0), BJ)
     else:
-        values = values_of_tile(s, own, other, i0, j0, FN, IDS, JOINT)
+        values = values_of_tile(s, own, other, i0, j0, by_guide, FN, IDS, JOINT)
         if rows.lines is not None:
             store_parts(rows, tile_j, tile_i * BI, tl.sum(values, 1), BI)
         if columns.lines is not None:
@@ -136,9 +137,10 @@ def _statistics_of_tiles(
     tile_i, tile_j = tile_of_program(tl.program_id(0), tiles_i, tiles_j)
     i0 = rows.start + tile_i * BI
     j0 = columns.start + tile_j * BJ
+    by_guide = above_limit(own, other, i0, j0, BI, BJ)
     s = _scores_of_tile(own, other, critic, i0, j0, UNIT, BI, BJ, BD, EVEN_D, PRECISION)
     if (FN == "logsumexp") & (rows.lines is not None) & (columns.lines is not None):
-        s = fill_left_out(s, -float("inf"), own, other, i0, j0, IDS, JOINT)
+        s = fill_left_out(s, -float("inf"), own, other, i0, j0, by_guide, IDS, JOINT)
         rows_inside = i0 + tl.arange(0, BI) < own.size
         columns_inside = j0 + tl.arange(0, BJ) < other.size
         by_row, by_column, again = _log2_sums_by_one_reference(s, rows_inside, columns_inside)
@@ -146,7 +148,7 @@ def _statistics_of_tiles(
         store_parts(columns, tile_i, tile_j * BJ, by_column, BJ)
         tl.store(inexact + tl.program_id(0), again.to(tl.int8))
     else:
-        store_parts_of_scores(s, own, other, rows, columns, tile_i, tile_j, FN, IDS, JOINT)
+        store_parts_of_scores(s, own, other, by_guide, rows, columns, tile_i, tile_j, FN, IDS, JOINT)
 
 
 @triton.jit(do_not_specialize=("tiles_i", "tiles_j"))
@@ -169,8 +171,9 @@ def _inexact_tiles_again(
                     tile_i, tile_j = tile_of_program(tile, tiles_i, tiles_j)
                     i0 = rows.start + tile_i * BI
                     j0 = columns.start + tile_j * BJ
+                    by_guide = above_limit(own, other, i0, j0, BI, BJ)
                     s = _scores_of_tile(own, other, critic, i0, j0, UNIT, BI, BJ, BD, EVEN_D, PRECISION)
-                    store_parts_of_scores(s, own, other, rows, columns, tile_i, tile_j, FN, IDS, JOINT)
+                    store_parts_of_scores(s, own, other, by_guide, rows, columns, tile_i, tile_j, FN, IDS, JOINT)
 
 
 @triton.jit
@@ -292,7 +295,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
         parts, tiles = merger.parts(rows, columns), tiles_of(rows, columns, tile)
         arguments = (own, other, critic, *parts, inexact, *tiles)
         launch(_statistics_of_tiles, (tiles[0] * tiles[1],), *arguments, **constants, device=device)
-        count((rows.stop - rows.start) * (columns.stop - columns.start) * critic.d)
+        count((rows.stop - rows.start) * (columns.stop - columns.start) * (critic.d + width_of_guide(own)))
         if inexact is not None:
             programs = min(cdiv(tiles[0] * tiles[1], _MARKS), configurations.programs_wanted(device))
             launch(_inexact_tiles_again, (programs,), *arguments, **constants, CHUNK=_MARKS, device=device)
