@@ -267,15 +267,15 @@ def test_pointwise_functions_over_their_range(fn):
 
 def test_a_planted_error_is_seen(monkeypatch, small_tiles):
     """The comparison fails for a merge that forgets the last line of its parts, and for a product short of one term."""
-    from simmim_kernels.backends.triton import statistics
+    from simmim_kernels.backends.triton import merges
 
-    parts = statistics._parts
+    parts = merges._parts
 
     def forget(values, tiles, *rest):
         return parts(values, max(tiles - 1, 1), *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(statistics, "_parts", forget)
+        patch.setattr(merges, "_parts", forget)
         with pytest.raises(AssertionError, match="error"):
             check_statistic(sk, Case(37, 53, 5, torch.float32), "logsumexp", 1, "triton")
     add_product = strips.add_product

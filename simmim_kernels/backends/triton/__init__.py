@@ -105,6 +105,12 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     return (network if problem.form == _NETWORK else statistics).forward(problem)
 
 
+def forward_with_entropies(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    from . import network, statistics
+
+    return (network if problem.form == _NETWORK else statistics).forward_with_entropies(problem)
+
+
 def backward(
     problem: Problem, rows: Tensor, columns: Tensor, grad_rows: Tensor, grad_columns: Tensor, needs: list[bool]
 ) -> list[Tensor | None]:

@@ -46,7 +46,7 @@ class Kinds(NamedTuple):
     plain: Shapes
     softplus: Shapes
     heavy: Shapes
-    """For problems with ids, a clamp, log1mexp, or rows that vector loads cannot take"""
+    """For problems with ids, a clamp, log1mexp, entropies, or rows that vector loads cannot take"""
     guided: Shapes | None = None
     """For problems with a guide, whose product is made outside the tensor cores and whose mask outlives it; None where
     those of heavy problems have the registers for both"""
@@ -279,7 +279,7 @@ def row_of(name: str) -> str:
     return name if name.startswith("gfx") else _ROWS.get(name, "86")
 
 
-def _shapes(problem: Problem) -> Shapes:
+def _shapes(problem: Problem, entropies: bool = False) -> Shapes:
     row = architecture(problem.x.device)
     if row == "interpreter":
         return _INTERPRETER
@@ -288,13 +288,13 @@ def _shapes(problem: Problem) -> Shapes:
     ragged = problem.x.shape[1] % 16 != 0
     if problem.guided:
         return kinds.guided or kinds.heavy
-    if problem.row_ids is not None or problem.clamped or problem.fn == "log1mexp" or ragged:
+    if problem.row_ids is not None or problem.clamped or problem.fn == "log1mexp" or ragged or entropies:
         return kinds.heavy
     return kinds.softplus if problem.fn == "softplus" else kinds.plain
 
 
-def forward_tile(problem: Problem) -> Tile:
-    return _shapes(problem).forward
+def forward_tile(problem: Problem, entropies: bool = False) -> Tile:
+    return _shapes(problem, entropies).forward
 
 
 def weights_tile(problem: Problem) -> Tile:

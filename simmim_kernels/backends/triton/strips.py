@@ -10,9 +10,10 @@ from torch import Tensor
 from . import configurations
 from .configurations import Tile
 from .launch import add_product, count, launch
+from .merges import Merger, block_of, blocks, store_parts, tiles_of
 from .passes import Pass
 from .sides import width_of_guide
-from .statistics import Merger, block_of, blocks, store_parts, tile_of_program, tiles_of
+from .statistics import tile_of_program
 from .tile import (
     above_limit,
     clamped_scores,
