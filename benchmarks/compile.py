@@ -51,7 +51,10 @@ _LOOK_AT_PAIRS = {
 }
 RECORD = Path(__file__).parent / "results" / "kernels.json"
 # One of each kind of tiles and of each room of the backend, for targets that share all else with one looked at in full.
-QUICK = {"clip bf16 d=64", "clip tf32 d=512", "all options bf16 d=768", "siglip bf16 d=256", "network of 2 bf16 d=256"}
+QUICK = {
+    *("clip bf16 d=64", "clip tf32 d=512", "all options bf16 d=768", "siglip bf16 d=256", "network of 2 bf16 d=256"),
+    *("guided bf16 d=128", "guided tf32 d=64", "entropies by both bf16"),
+}
 _OF_OTHERS = {"cuda:90": r"wgmma\.mma_async", "cuda:100": r"tcgen05\.mma"}
 MATRIX_INSTRUCTION = {
     target: _OF_OTHERS.get(target, r"v_mfma" if target.startswith("hip") else r"mma\.sync") for target in TARGETS
@@ -110,6 +113,11 @@ def problems() -> Iterator[tuple[str, Problem, str]]:
         yield f"guided fp32 d={d}", meta_problem(d, single, dims="rows", joint="left_out", **guide(50)), "highest"
     for d in (64, 768):
         yield f"guided siglip bf16 d={d}", meta_problem(d, half, fn="softplus", joint="kept", **guide(384)), "highest"
+    for dtype, precision in ((half, "highest"), (single, "high"), (single, "highest")):
+        for dims in ("rows", "both"):
+            name = f"entropies by {dims} {'bf16' if dtype == half else 'fp32' if precision == 'highest' else 'tf32'}"
+            options = {"dims": dims, "joint": "left_out", "lo": -5.0, "hi": 5.0, "wants_entropy": True}
+            yield name, meta_problem(128, dtype, **options), precision
     for d in (64, 512):
         options = {"dims": "rows", "joint": "left_out", "mirrored": True}
         yield f"symmetric bf16 d={d}", meta_problem(d, half, **options), "highest"
@@ -134,6 +142,8 @@ def problems() -> Iterator[tuple[str, Problem, str]]:
         options = {"joint": "left_out", "lo": -5.0, "hi": 5.0, **ids}
         yield f"network of {layers}, all options", meta_network(256, layers, half, fn="softplus", **options), "highest"
         yield f"guided network of {layers}", meta_network(256, layers, half, dims="both", **guide(384)), "highest"
+        options = {"dims": "both", "wants_entropy": True}
+        yield f"entropies of a network of {layers}", meta_network(256, layers, half, **options), "highest"
 
 
 def _meta(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -255,8 +265,11 @@ def binaries_of(target: str, sizes: list[int], d: int) -> list[int]:
 def launch_all(problem: Problem, modes: tuple[bool, ...] = (False, True)) -> None:
     """Every launch of a forward and a backward, in one pass and in the two of deterministic mode.
 
-    Of log-sum-exps without the joint pairs these are cross entropies.
+    Of log-sum-exps without the joint pairs these are cross entropies. Entropies have a forward alone.
     """
+    if problem.wants_entropy:
+        backend.forward_with_entropies(problem)
+        return
     needs = [tensor is not None for tensor in problem.differentiable]
     entropies = problem.fn == "logsumexp" and problem.joint == "left_out" and problem.form == "inner_product"
     if entropies:

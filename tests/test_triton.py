@@ -83,9 +83,11 @@ def test_log1mexp_of_negative_scores(dim, way):
 @pytest.mark.parametrize("option", GUIDED)
 def test_guides(option, way):
     """Limits belong to the rows, whichever side a backward owns; over all pairs one mask serves value and weights."""
-    case = Case(37, 53, 5, torch.float32, **GUIDED[option])
-    for fn, dim in (("logsumexp", 1), ("logsumexp", 0), ("softplus", (0, 1))):
-        check_statistic(sk, case, fn, dim, "triton")
+    # Each way and each option meets each of these.
+    fn, dim = (("logsumexp", 1), ("logsumexp", 0), ("softplus", (0, 1)))[
+        (WAYS.index(way) + list(GUIDED).index(option)) % 3
+    ]
+    check_statistic(sk, Case(37, 53, 5, torch.float32, **GUIDED[option]), fn, dim, "triton")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -258,6 +260,24 @@ def test_it_must_be_asked_for_by_name():
 
     assert triton.not_by_default(torch.device("cpu")) == "the interpreter is for tests"
     assert select(Case(4, 4, 3, torch.float32).scores(sk)._problem) != "triton"
+
+
+def test_what_no_gpu_has_run_must_be_asked_for_by_name(monkeypatch):
+    from simmim_kernels.backends import BACKENDS, CannotRun, cuda, select, triton
+
+    monkeypatch.setattr(triton, "not_by_default", lambda device: None)
+    monkeypatch.setattr(cuda, "unavailable", lambda: "not here")
+    plain = Case(4, 4, 3, torch.float32).scores(sk)._problem
+    guided = Case(4, 4, 3, torch.float32, guide=2).scores(sk)._problem
+    assert select(plain) == "triton"
+    for problem, what in ((guided, "pairs that a guide leaves out"), (plain.replace(wants_entropy=True), "entropies")):
+        assert select(problem, "triton") == "triton"
+        assert select(problem) != "triton"
+        with monkeypatch.context() as patch:
+            for other in ("native", "tiled", "reference"):
+                patch.setattr(BACKENDS[other], "supports", lambda problem: "not asked")
+            with pytest.raises(CannotRun, match=f"not verified on hardware: .*{what}"):
+                select(problem)
 
 
 @pytest.mark.parametrize("fn", list(POINTWISE))

@@ -20,7 +20,7 @@ def entropies_of(s):
 
 def check(case, dims="both", slack=0.0):
     """Of all of forward_with_entropies; `slack` is for the rounding of large scores, whoever makes them."""
-    problem = case.scores(sk)._problem.replace(fn="logsumexp", dims=dims)
+    problem = case.scores(sk)._problem.replace(fn="logsumexp", dims=dims, wants_entropy=True)
     rows, columns, entropies = triton.forward_with_entropies(problem)
     s = case.dense(case.upcast()).detach().masked_fill(case.mask(), -math.inf)
     assert entropies.dtype == torch.float32
@@ -58,7 +58,7 @@ def test_networks(option, layers, small_tiles):
 @pytest.mark.parametrize("dims", ["rows", "both"])
 @pytest.mark.parametrize("scale", [50.0, 1000.0])
 def test_large_scores(scale, dims, small_tiles):
-    """A score of size s is rounded to s 2^-24, and the entropy by as much; of one reference a tile it would lose more."""
+    """A score of size s is rounded to s 2^-24, and the entropy by as much."""
     case = Case(40, 90, 8, torch.float32, scale=scale, biases=True)
     check(case, dims, slack=scale * 2**-22)
 

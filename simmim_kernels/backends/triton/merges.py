@@ -18,6 +18,16 @@ _LN2 = tl.constexpr(0.6931471805599453)
 _MERGED, _MERGED_LINES = 128, 32
 
 
+class PartsOfEntropies(NamedTuple):
+    """What there is of entropies beside the parts of their log-sum-exps; all None where they are not wanted."""
+
+    lines: Any = None
+    stride: Any = None
+    length: Any = None
+    """As in Parts"""
+    result: Any = None
+
+
 class Parts(NamedTuple):
     """Partial numbers of one side of a block of tiles, and the numbers that they are merged into.
 
@@ -39,8 +49,7 @@ class Parts(NamedTuple):
     """Whether nothing was merged before: 16, or 0"""
     last: Any
     """Whether nothing follows, so that a log-sum-exp goes from base 2 to nats: 16, or 0"""
-    entropies: Any = None
-    """Those of the entropies of what a log-sum-exp is the sum of, as Parts that differ in `lines` and `result` alone"""
+    entropies: Any = PartsOfEntropies()
 
 
 @triton.jit
@@ -65,7 +74,7 @@ def _merge_side(parts, EXPONENTIAL: tl.constexpr, BLOCK: tl.constexpr, LINES: tl
     # As tensors: what comparing two numbers gives is no mask to the interpreter of Triton 3.9.
     later = inside & (tl.zeros_like(index) == parts.first)
     total = tl.load(result, mask=later, other=neutral)
-    if parts.entropies is not None:
+    if parts.entropies.lines is not None:
         entropy = tl.load(parts.entropies.result + parts.start + index, mask=later, other=0.0)
     tiles = parts.tiles // 16
     for first in range(0, tiles, LINES):
@@ -73,7 +82,7 @@ def _merge_side(parts, EXPONENTIAL: tl.constexpr, BLOCK: tl.constexpr, LINES: tl
         values = _load_parts(parts, line, tiles, index, inside, neutral)
         if EXPONENTIAL:
             shift = finite(tl.maximum(total, tl.max(values, 0)))
-            if parts.entropies is not None:
+            if parts.entropies.lines is not None:
                 entropies = _load_parts(parts.entropies, line, tiles, index, inside, 0.0)
                 entropy = merged_entropies(total, entropy, values, entropies, shift)
             total = log2(tl.exp2(total - shift) + tl.sum(tl.exp2(values - shift[None, :]), 0)) + shift
@@ -82,7 +91,7 @@ def _merge_side(parts, EXPONENTIAL: tl.constexpr, BLOCK: tl.constexpr, LINES: tl
     if EXPONENTIAL and parts.last != 0:
         total *= _LN2
     tl.store(result, total, mask=inside)
-    if parts.entropies is not None:
+    if parts.entropies.lines is not None:
         if parts.last != 0:
             entropy *= _LN2
         tl.store(parts.entropies.result + parts.start + index, entropy, mask=inside)
@@ -134,7 +143,8 @@ class Merger:
         tiles_i, tiles_j = tiles_of(rows, columns, self._tile)
         own = _parts(self._own_parts, tiles_j, self.own, rows, columns, self._sizes[1])
         if self.entropies is not None:
-            own = own._replace(entropies=own._replace(lines=self._entropy_parts, result=self.entropies))
+            entropies = PartsOfEntropies(self._entropy_parts, own.stride, own.length, self.entropies)
+            own = own._replace(entropies=entropies)
         return (
             own,
             _parts(self._other_parts, tiles_i, self.other, columns, rows, self._sizes[0]),

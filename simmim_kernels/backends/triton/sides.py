@@ -10,12 +10,12 @@ from ...problem import Problem
 class Guide(NamedTuple):
     """A side's features by which a guide leaves pairs out: those whose product is above the limit of their row."""
 
-    size: Any
-    operand: Any
-    """(size, d) float32, of any strides"""
-    stride: Any
-    stride_d: Any
-    d: Any
+    size: Any = None
+    operand: Any = None
+    """(size, d) float32, of any strides; None where there is no guide"""
+    stride: Any = None
+    stride_d: Any = None
+    d: Any = None
     limit: Any = None
     """(size,) float32, of the side that has the rows"""
 
@@ -34,8 +34,7 @@ class Side(NamedTuple):
     """(K, size) int64, those of exclusions"""
     group: Any = None
     """(size,) int64, outside which no pair is in"""
-    guide: Any = None
-    """A Guide"""
+    guide: Any = Guide()
     joint: Any = None
     """(size,) int64: where on the other side the joint pair is; None on both sides stands for the diagonal"""
     reference: Any = None
@@ -106,9 +105,9 @@ def sides_of(problem: Problem) -> tuple[Side, Side]:
     return rows, columns
 
 
-def _guide_of(features: Tensor | None, limit: Tensor | None = None) -> Guide | None:
+def _guide_of(features: Tensor | None, limit: Tensor | None = None) -> Guide:
     if features is None:
-        return None
+        return Guide()
     return Guide(len(features), features, features.stride(0), features.stride(1), features.shape[1], limit)
 
 
@@ -126,7 +125,7 @@ def critic_of(problem: Problem) -> Critic:
 
 def width_of_guide(side: Side) -> int:
     """How many multiplications a pair takes of which a guide decides; 0 where there is none."""
-    return 0 if side.guide is None else side.guide.d
+    return side.guide.d or 0
 
 
 def joint_pairs_of(problem: Problem, gradient: Tensor | None) -> tuple[JointPairs, JointPairs]:

@@ -76,7 +76,7 @@ def store_parts_of_scores(
     j0 = columns.start + tile_j * BJ
     if FN == "logsumexp":
         s = fill_left_out(s, -float("inf"), own, other, i0, j0, by_guide, IDS, JOINT)
-        if rows.entropies is not None:
+        if rows.entropies.lines is not None:
             by_row, entropies = log2_sums_and_entropies(s, 1)
             store_parts(rows, tile_j, tile_i * BI, by_row, BI)
             store_parts(rows.entropies, tile_j, tile_i * BI, entropies, BI)
@@ -112,8 +112,9 @@ def _statistics_of_tiles(
     j0 = columns.start + tile_j * BJ
     by_guide = above_limit(own, other, i0, j0, BI, BJ)
     s = _scores_of_tile(own, other, critic, i0, j0, UNIT, BI, BJ, BD, EVEN_D, PRECISION)
-    one_reference: tl.constexpr = (rows.lines is not None) & (columns.lines is not None) & (rows.entropies is None)
-    if (FN == "logsumexp") & one_reference:
+    both: tl.constexpr = (rows.lines is not None) & (columns.lines is not None)
+    # Of one reference for a tile the two terms of an entropy would be large, and cancel.
+    if (FN == "logsumexp") & both & (rows.entropies.lines is None):
         s = fill_left_out(s, -float("inf"), own, other, i0, j0, by_guide, IDS, JOINT)
         rows_inside = i0 + tl.arange(0, BI) < own.size
         columns_inside = j0 + tl.arange(0, BJ) < other.size

@@ -87,20 +87,21 @@ def products_of_tile(
     return total
 
 
-@triton.jit  # noqa: RET503 a `return None` beside a tensor does not compile
+@triton.jit  # noqa: RET503 Triton 3.6 compiles no `return None` beside a tensor
 def above_limit(own, other, i0, j0, BI: tl.constexpr, BJ: tl.constexpr):
     """(BI, BJ) True where a guide leaves a pair out; None where there is no guide.
 
     Of float32 products whatever those of the scores are: by a rounding pairs would count, or not. Wanted before the
     scores' product, so that no two accumulators live at a time.
     """
-    if own.guide is not None:
-        mine, others = own.guide, other.guide
+    mine, others = own.guide, other.guide
+    if mine.operand is not None:
         products = products_of_tile(mine, others, i0, j0, mine.d, BI, BJ, _GUIDE_WIDTH, False, "ieee")
         if mine.limit is not None:
-            return products > load_vector(mine.limit, i0, mine.size, BI, 0.0)[:, None]
+            limit = load_vector(mine.limit, i0, mine.size, BI, 0.0)[:, None]
         else:
-            return products > load_vector(others.limit, j0, others.size, BJ, 0.0)[None, :]
+            limit = load_vector(others.limit, j0, others.size, BJ, 0.0)[None, :]
+        return products > limit
 
 
 @triton.jit
