@@ -4,55 +4,29 @@ import math
 
 import pytest
 import torch
-from truth import GUIDED, OPTIONS, Case, NetworkCase, assert_close, error
+from truth import GUIDED, OPTIONS, Case, NetworkCase, assert_close, check_softmax_entropies
 
 import simmim_kernels as sk
 from simmim_kernels.backends import triton
 from simmim_kernels.backends.triton import launch
 
 
-def entropies_of(s):
-    """(N,) of the softmax of each row of scores, -inf where pairs are left out; 0 of a row that has lost all."""
-    log_p = (s - s.logsumexp(1, keepdim=True)).masked_fill(s == -math.inf, 0.0)
-    p = torch.where(s == -math.inf, 0.0, log_p.exp())
-    return -(p * log_p).sum(1)
-
-
-def check(case, dims="both", slack=0.0):
-    """Of all of forward_with_entropies; `slack` is for the rounding of large scores, whoever makes them."""
-    problem = case.scores(sk)._problem.replace(fn="logsumexp", dims=dims, wants_entropy=True)
-    rows, columns, entropies = triton.forward_with_entropies(problem)
-    s = case.dense(case.upcast()).detach().masked_fill(case.mask(), -math.inf)
-    assert entropies.dtype == torch.float32
-    assert not entropies.requires_grad
-    assert (entropies >= 0).all()
-    assert error(entropies, entropies_of(s)) <= 1e-5 + slack
-    for got, dim in ((rows, 1), (columns, 0)):
-        if dim == 0 and dims == "rows":
-            assert len(got) == 0
-            continue
-        want = s.logsumexp(dim)
-        empty = want.isinf()
-        assert torch.equal(got.isinf(), empty)
-        assert_close(got.masked_fill(empty, 0), want.masked_fill(empty, 0))
-
-
 @pytest.mark.parametrize("dims", ["rows", "both"])
 @pytest.mark.parametrize("option", [*OPTIONS, *GUIDED])
 def test_options(option, dims, small_tiles):
-    check(Case(37, 53, 5, torch.float32, **(OPTIONS | GUIDED)[option]), dims)
+    check_softmax_entropies(Case(37, 53, 5, torch.float32, **(OPTIONS | GUIDED)[option]), dims)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 77), (77, 1), (17, 31), (31, 17), (65, 129), (129, 65)])
 def test_shapes_and_dtypes(n, m, dtype, small_tiles):
-    check(Case(n, m, 33, dtype, biases=True), "rows" if n % 2 else "both")
+    check_softmax_entropies(Case(n, m, 33, dtype, biases=True), "rows" if n % 2 else "both")
 
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("option", ["plain", "marginal, ids and clamp", "guide"])
 def test_networks(option, layers, small_tiles):
-    check(NetworkCase(21, 37, 7, torch.float32, layers=layers, **(OPTIONS | GUIDED)[option]))
+    check_softmax_entropies(NetworkCase(21, 37, 7, torch.float32, layers=layers, **(OPTIONS | GUIDED)[option]))
 
 
 @pytest.mark.parametrize("dims", ["rows", "both"])
@@ -60,14 +34,14 @@ def test_networks(option, layers, small_tiles):
 def test_large_scores(scale, dims, small_tiles):
     """A score of size s is rounded to s 2^-24, and the entropy by as much."""
     case = Case(40, 90, 8, torch.float32, scale=scale, biases=True)
-    check(case, dims, slack=scale * 2**-22)
+    check_softmax_entropies(case, dims, slack=scale * 2**-22)
 
 
 @pytest.mark.parametrize("spread", [30, 300, 3000])
 def test_rows_of_very_different_size(spread, small_tiles):
     case = Case(40, 60, 8, torch.float32, biases=True)
     case.tensors["row_bias"] = torch.linspace(-spread, spread, 40).requires_grad_()
-    check(case, slack=spread * 2**-22)
+    check_softmax_entropies(case, slack=spread * 2**-22)
 
 
 def test_rows_without_pairs_and_scores_of_minus_infinity(small_tiles):
@@ -75,12 +49,12 @@ def test_rows_without_pairs_and_scores_of_minus_infinity(small_tiles):
     with torch.no_grad():
         case.tensors["col_bias"][3:40] = -math.inf  # a whole tile, and parts of others
         case.tensors["row_bias"][[0, 20]] = -math.inf
-    check(case)
+    check_softmax_entropies(case)
     case = Case(37, 70, 5, torch.float32, ids=1)
     case.col_ids[:] = 1  # a third of the rows have this id
-    check(case)
+    check_softmax_entropies(case)
     case.row_ids[:] = 1
-    check(case)
+    check_softmax_entropies(case)
 
 
 def test_extremes(small_tiles):
@@ -114,4 +88,4 @@ def test_a_planted_error_is_seen(monkeypatch, small_tiles):
 
     monkeypatch.setattr(merges, "merged_entropies", forget)
     with pytest.raises(AssertionError):
-        check(Case(37, 53, 5, torch.float32))
+        check_softmax_entropies(Case(37, 53, 5, torch.float32))
