@@ -110,7 +110,7 @@ def problems() -> Iterator[tuple[str, Problem, str]]:
             name = f"guided {'bf16' if dtype == half else 'tf32'} d={d}"
             yield name, meta_problem(d, dtype, dims="both", joint="left_out", **guide(384), **ids), precision
     for d in (16, 64):
-        yield f"guided fp32 d={d}", meta_problem(d, single, dims="rows", joint="left_out", **guide(50)), "highest"
+        yield f"guided fp32 d={d}", meta_problem(d, single, dims="both", joint="left_out", **guide(50)), "highest"
     for d in (64, 768):
         yield f"guided siglip bf16 d={d}", meta_problem(d, half, fn="softplus", joint="kept", **guide(384)), "highest"
     for dtype, precision in ((half, "highest"), (single, "high"), (single, "highest")):

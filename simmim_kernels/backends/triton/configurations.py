@@ -58,7 +58,8 @@ _EXACT = Shapes(
     Tile(64, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2), {16: Tile(64, 32, 16, 8, 2), 64: Tile(64, 32, 64, 8, 2)}
 )
 # Of 8 warps ptxas would rather spill a few bytes than run fewer programs at a time.
-_EXACT_GUIDED = _EXACT._replace(fused={16: Tile(64, 32, 16, 4, 2), 64: Tile(64, 32, 64, 8, 1)})
+_EXACT_GUIDED = _EXACT._replace(fused={16: Tile(64, 32, 16, 4, 1), 64: Tile(32, 32, 64, 4, 1)})
+_HOPPER_EXACT_GUIDED = _EXACT._replace(fused={16: Tile(32, 32, 16, 4, 1), 64: Tile(32, 32, 64, 4, 1)})
 _TF32 = Shapes(
     Tile(128, 64, 32, 8, 3),
     Tile(128, 64, 32, 8, 3),
@@ -111,6 +112,7 @@ _CDNA_HEAVY = _CDNA._replace(
 )
 _CDNA_TF32 = _TF32._replace(fused={64: Tile(32, 32, 64, 4, 1), 128: Tile(32, 32, 128, 4, 1)})
 _CDNA_EXACT = _EXACT._replace(fused={16: Tile(32, 32, 16, 8, 1), 64: Tile(32, 32, 64, 8, 1)})
+_CDNA_EXACT_GUIDED = _CDNA_EXACT._replace(fused={16: Tile(32, 32, 16, 8, 1), 64: Tile(32, 16, 64, 4, 1)})
 _AMPERE_HEAVY = _AMPERE._replace(forward=Tile(64, 128, 64, 8, 3), weights=Tile(64, 128, 64, 8, 3))
 
 _TABLE = {
@@ -122,7 +124,7 @@ _TABLE = {
     "90": {
         "half": Kinds(_HOPPER, _HOPPER_SOFTPLUS, _HOPPER_HEAVY),
         "tf32": Kinds(_TF32, _TF32, _TF32),
-        "ieee": Kinds(_EXACT, _EXACT, _EXACT, _EXACT_GUIDED),
+        "ieee": Kinds(_EXACT, _EXACT, _EXACT, _HOPPER_EXACT_GUIDED),
     },
     "100": {
         "half": Kinds(_BLACKWELL, _BLACKWELL_HEAVY, _BLACKWELL_HEAVY, _BLACKWELL_GUIDED),
@@ -132,7 +134,7 @@ _TABLE = {
     "gfx942": {
         "half": Kinds(_CDNA, _CDNA, _CDNA_HEAVY),
         "tf32": Kinds(_CDNA_TF32, _CDNA_TF32, _CDNA_TF32),
-        "ieee": Kinds(_CDNA_EXACT, _CDNA_EXACT, _CDNA_EXACT),
+        "ieee": Kinds(_CDNA_EXACT, _CDNA_EXACT, _CDNA_EXACT, _CDNA_EXACT_GUIDED),
     },
 }
 # Of all others, the least shared memory (99 KB): sm_86, sm_89.
