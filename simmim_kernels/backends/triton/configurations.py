@@ -59,7 +59,9 @@ _EXACT = Shapes(
 )
 # Of 8 warps ptxas would rather spill a few bytes than run fewer programs at a time.
 _EXACT_GUIDED = _EXACT._replace(fused={16: Tile(64, 32, 16, 4, 1), 64: Tile(32, 32, 64, 4, 1)})
-_HOPPER_EXACT_GUIDED = _EXACT._replace(fused={16: Tile(32, 32, 16, 4, 1), 64: Tile(32, 32, 64, 4, 1)})
+_HOPPER_EXACT_GUIDED = _EXACT._replace(
+    forward=Tile(64, 64, 16, 8, 1), fused={16: Tile(32, 32, 16, 4, 1), 64: Tile(32, 32, 64, 4, 1)}
+)
 _TF32 = Shapes(
     Tile(128, 64, 32, 8, 3),
     Tile(128, 64, 32, 8, 3),
