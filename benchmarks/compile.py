@@ -51,7 +51,10 @@ _LOOK_AT_PAIRS = {
 }
 RECORD = Path(__file__).parent / "results" / "kernels.json"
 # One of each kind of tiles and of each room of the backend, for targets that share all else with one looked at in full.
-QUICK = {"clip bf16 d=64", "clip tf32 d=512", "all options bf16 d=768", "siglip bf16 d=256", "network of 2 bf16 d=256"}
+QUICK = {
+    *("clip bf16 d=64", "clip tf32 d=512", "all options bf16 d=768", "siglip bf16 d=256", "network of 2 bf16 d=256"),
+    *("guided bf16 d=128", "guided tf32 d=64", "entropies by both bf16"),
+}
 _OF_OTHERS = {"cuda:90": r"wgmma\.mma_async", "cuda:100": r"tcgen05\.mma"}
 MATRIX_INSTRUCTION = {
     target: _OF_OTHERS.get(target, r"v_mfma" if target.startswith("hip") else r"mma\.sync") for target in TARGETS
@@ -100,6 +103,21 @@ def problems() -> Iterator[tuple[str, Problem, str]]:
             meta_problem(d, half, fn="softplus", joint="negated", row_bias=_meta(4096)),
             "highest",
         )
+    # A guide's mask beside all else; as two masks of a tile, that of a function and that of its weights, are one.
+    ids = {"row_ids": _meta(1, 4096, dtype=torch.int64), "col_ids": _meta(1, 4096, dtype=torch.int64)}
+    for dtype, precision, widths in ((half, "highest", (64, 128, 256)), (single, "high", (64, 128, 512))):
+        for d in widths:
+            name = f"guided {'bf16' if dtype == half else 'tf32'} d={d}"
+            yield name, meta_problem(d, dtype, dims="both", joint="left_out", **guide(384), **ids), precision
+    for d in (16, 64):
+        yield f"guided fp32 d={d}", meta_problem(d, single, dims="both", joint="left_out", **guide(50)), "highest"
+    for d in (64, 768):
+        yield f"guided siglip bf16 d={d}", meta_problem(d, half, fn="softplus", joint="kept", **guide(384)), "highest"
+    for dtype, precision in ((half, "highest"), (single, "high"), (single, "highest")):
+        for dims in ("rows", "both"):
+            name = f"entropies by {dims} {'bf16' if dtype == half else 'fp32' if precision == 'highest' else 'tf32'}"
+            options = {"dims": dims, "joint": "left_out", "lo": -5.0, "hi": 5.0, "wants_entropy": True}
+            yield name, meta_problem(128, dtype, **options), precision
     for d in (64, 512):
         options = {"dims": "rows", "joint": "left_out", "mirrored": True}
         yield f"symmetric bf16 d={d}", meta_problem(d, half, **options), "highest"
@@ -123,10 +141,18 @@ def problems() -> Iterator[tuple[str, Problem, str]]:
     for layers in (1, 2):
         options = {"joint": "left_out", "lo": -5.0, "hi": 5.0, **ids}
         yield f"network of {layers}, all options", meta_network(256, layers, half, fn="softplus", **options), "highest"
+        yield f"guided network of {layers}", meta_network(256, layers, half, dims="both", **guide(384)), "highest"
+        options = {"dims": "both", "wants_entropy": True}
+        yield f"entropies of a network of {layers}", meta_network(256, layers, half, **options), "highest"
 
 
 def _meta(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(size, dtype=dtype, device="meta")
+
+
+def guide(width: int, n: int = 4096) -> dict[str, Tensor]:
+    """Features and limits by which a guide leaves pairs out."""
+    return {"guide_x": _meta(n, width), "guide_y": _meta(n, width), "guide_limit": _meta(n)}
 
 
 def meta_problem(d: int, dtype: torch.dtype, n: int = 4096, m: int | None = None, **options) -> Problem:
@@ -239,8 +265,11 @@ def binaries_of(target: str, sizes: list[int], d: int) -> list[int]:
 def launch_all(problem: Problem, modes: tuple[bool, ...] = (False, True)) -> None:
     """Every launch of a forward and a backward, in one pass and in the two of deterministic mode.
 
-    Of log-sum-exps without the joint pairs these are cross entropies.
+    Of log-sum-exps without the joint pairs these are cross entropies. Entropies have a forward alone.
     """
+    if problem.wants_entropy:
+        backend.forward_with_entropies(problem)
+        return
     needs = [tensor is not None for tensor in problem.differentiable]
     entropies = problem.fn == "logsumexp" and problem.joint == "left_out" and problem.form == "inner_product"
     if entropies:

@@ -4,7 +4,16 @@ import itertools
 
 import pytest
 import torch
-from truth import OPTIONS, Case, NetworkCase, assert_close, check_statistic, error
+from truth import (
+    GUIDED,
+    OPTIONS,
+    Case,
+    NetworkCase,
+    assert_close,
+    check_softmax_entropies,
+    check_statistic,
+    error,
+)
 
 import simmim_kernels as sk
 from simmim_kernels.backends.tiled import tiles
@@ -56,6 +65,77 @@ def test_networks(layers, d, options):
     check_statistic(
         sk, NetworkCase(137, 253, d, torch.float32, device="cuda", layers=layers, **options), "logsumexp", 1, "triton"
     )
+
+
+@pytest.mark.parametrize("option", GUIDED)
+@pytest.mark.parametrize("d", [5, 300], ids=["fused", "strips"])
+def test_guides(d, option, any_order):
+    case = Case(337, 453, d, torch.float32, device="cuda", **GUIDED[option])
+    for fn, dim in (("logsumexp", 1), ("logsumexp", 0), ("softplus", (0, 1))):
+        check_statistic(sk, case, fn, dim, "triton")
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("d", [64, 128, 256])
+def test_guides_over_many_tiles(d, dtype, precision):
+    """Each owns a side in deterministic mode, in which these run; TF32 is for the scores alone."""
+    if dtype != torch.float32 and precision == "high":
+        pytest.skip("half precision has but one")
+    case = Case(1500, 1100, d, dtype, biases=True, guide=384, device="cuda")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        if precision == "highest":
+            check_statistic(sk, case, "logsumexp", 1, "triton")
+        else:
+            got = case.scores(sk).logsumexp(1, backend="triton")
+            assert error(got.detach(), case.statistic(case.upcast(), "logsumexp", 1).detach()) < 2e-3
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_a_guide_is_compared_in_float32():
+    """Products that TF32 would round to the limit: of odd rows every pair is out."""
+    odd = torch.arange(200, device="cuda") % 2
+    x, y = torch.randn(200, 64, device="cuda"), torch.randn(300, 64, device="cuda")
+    features = (1 + odd * 2.0**-12)[:, None], torch.ones(300, 1, device="cuda"), torch.full_like(x[:, 0], 1 + 2.0**-13)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        rows = sk.DotCritic()(x, y).exclude_above(*features).logsumexp(1, backend="triton")
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(rows.isinf(), odd == 1)
+
+
+@pytest.mark.parametrize("options", GUIDED.values(), ids=list(GUIDED))
+@pytest.mark.parametrize("layers", [1, 2])
+def test_networks_with_guides(layers, options):
+    case = NetworkCase(137, 253, 72, torch.float32, device="cuda", layers=layers, **{**options, "biases": False})
+    check_statistic(sk, case, "logsumexp", 1, "triton")
+
+
+ENTROPIES = ("plain", "clamp", "ids", "marginal", "groups, ids, biases and clamp", "guide")
+
+
+@pytest.mark.parametrize("dims", ["rows", "both"])
+@pytest.mark.parametrize("option", ENTROPIES)
+def test_softmax_entropies(option, dims):
+    options = (OPTIONS | GUIDED)[option]
+    for d, dtype in ((33, torch.float32), (64, torch.bfloat16), (512, torch.float16)):
+        check_softmax_entropies(Case(1500, 1100, d, dtype, device="cuda", **options), dims)
+
+
+def test_softmax_entropies_of_large_scores_and_of_networks():
+    case = Case(300, 20000, 64, torch.bfloat16, scale=50.0, biases=True, device="cuda")
+    check_softmax_entropies(case, slack=50 * 2**-20)
+    with torch.no_grad():
+        case.tensors["col_bias"][100:900] = -torch.inf
+        case.tensors["row_bias"][[0, 200]] = -torch.inf
+    check_softmax_entropies(case, slack=50 * 2**-20)
+    for layers in (1, 2):
+        check_softmax_entropies(NetworkCase(137, 253, 72, torch.float32, layers=layers, device="cuda"))
 
 
 SIZES = (1, 17, 64, 129, 1000)

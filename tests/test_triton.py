@@ -6,6 +6,7 @@ import types
 import pytest
 import torch
 from truth import (
+    GUIDED,
     OPTIONS,
     POINTWISE,
     SPREADS,
@@ -38,6 +39,10 @@ def way(request, monkeypatch, small_tiles):
 
 
 every_way = pytest.mark.parametrize("way", WAYS, indirect=True)
+
+
+SIZES = (1, 2, 3, 17, 31, 63, 65, 129)
+WIDTHS = (1, 3, 16, 33, 64, 100)
 
 
 FUNCTIONS = ("logsumexp", "softplus", "square")
@@ -74,8 +79,44 @@ def test_log1mexp_of_negative_scores(dim, way):
     check_statistic(sk, case, "log1mexp", dim, "triton")
 
 
-SIZES = (1, 2, 3, 17, 31, 63, 65, 129)
-WIDTHS = (1, 3, 16, 33, 64, 100)
+@every_way
+@pytest.mark.parametrize("option", GUIDED)
+def test_guides(option, way):
+    """Limits belong to the rows, whichever side a backward owns; over all pairs one mask serves value and weights."""
+    # Each way and each option meets each of these.
+    fn, dim = (("logsumexp", 1), ("logsumexp", 0), ("softplus", (0, 1)))[
+        (WAYS.index(way) + list(GUIDED).index(option)) % 3
+    ]
+    check_statistic(sk, Case(37, 53, 5, torch.float32, **GUIDED[option]), fn, dim, "triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("n", "m"), [(17, 31), (31, 17), (65, 129), (129, 65), (33, 64)])
+def test_shapes_and_dtypes_of_guides(n, m, dtype, small_tiles):
+    case = Case(n, m, WIDTHS[n % len(WIDTHS)], dtype, guide=WIDTHS[m % len(WIDTHS)])
+    check_statistic(sk, case, "logsumexp", 1, "triton")
+
+
+@pytest.mark.parametrize("kernel", ["fused", "strips"])
+def test_products_of_guides(kernel, monkeypatch, small_tiles):
+    """Once a look at the scores, beside theirs: in the forward, and in a backward for each of its passes."""
+    if kernel == "strips":
+        monkeypatch.setattr(configurations, "_INTERPRETER", configurations._INTERPRETER._replace(fused={}))
+    case = Case(37, 53, 5, torch.float32, guide=7)
+    passes = 1 if triton_gradients._in_one_pass(case.scores(sk)._problem) else 2
+    leaves, pairs = list(case.tensors.values()), 37 * 53
+    with launch.counted_multiplications() as work:
+        rows = case.scores(sk).logsumexp(1, backend="triton")
+        assert work.multiplications == pairs * (5 + 7)
+        torch.autograd.grad(rows.sum(), leaves)
+        assert work.multiplications == pairs * (5 + 7) + pairs * ((2 + passes) * 5 + passes * 7)
+
+
+def test_a_guide_of_strided_features(small_tiles):
+    case = Case(37, 53, 5, torch.float32, guide=7)
+    x, y, limit = case.guides
+    case.guides = [x.repeat_interleave(2, dim=1)[:, ::2], y.T.contiguous().T, limit.repeat_interleave(2)[::2]]
+    check_statistic(sk, case, "logsumexp", 1, "triton")
 
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -210,6 +251,8 @@ def test_what_it_does_not_support():
     x = torch.randn(4, 3)
     with pytest.raises(RuntimeError, match="float64 operands have no Triton kernel"):
         sk.DotCritic()(x.double(), x.double()).logsumexp(1, backend="triton")
+    with pytest.raises(RuntimeError, match="a guide in float64 has no Triton kernel"):
+        sk.DotCritic()(x, x).exclude_above(x.double(), x.double(), x[:, 0]).logsumexp(1, backend="triton")
 
 
 def test_it_must_be_asked_for_by_name():
@@ -219,6 +262,24 @@ def test_it_must_be_asked_for_by_name():
     assert select(Case(4, 4, 3, torch.float32).scores(sk)._problem) != "triton"
 
 
+def test_what_no_gpu_has_run_must_be_asked_for_by_name(monkeypatch):
+    from simmim_kernels.backends import BACKENDS, CannotRun, cuda, select, triton
+
+    monkeypatch.setattr(triton, "not_by_default", lambda device: None)
+    monkeypatch.setattr(cuda, "unavailable", lambda: "not here")
+    plain = Case(4, 4, 3, torch.float32).scores(sk)._problem
+    guided = Case(4, 4, 3, torch.float32, guide=2).scores(sk)._problem
+    assert select(plain) == "triton"
+    for problem, what in ((guided, "pairs that a guide leaves out"), (plain.replace(wants_entropy=True), "entropies")):
+        assert select(problem, "triton") == "triton"
+        assert select(problem) != "triton"
+        with monkeypatch.context() as patch:
+            for other in ("native", "tiled", "reference"):
+                patch.setattr(BACKENDS[other], "supports", lambda problem: "not asked")
+            with pytest.raises(CannotRun, match=f"not verified on hardware: .*{what}"):
+                select(problem)
+
+
 @pytest.mark.parametrize("fn", list(POINTWISE))
 def test_pointwise_functions_over_their_range(fn):
     check_pointwise(sk, fn, "triton", 2e-6)
@@ -226,15 +287,15 @@ def test_pointwise_functions_over_their_range(fn):
 
 def test_a_planted_error_is_seen(monkeypatch, small_tiles):
     """The comparison fails for a merge that forgets the last line of its parts, and for a product short of one term."""
-    from simmim_kernels.backends.triton import statistics
+    from simmim_kernels.backends.triton import merges
 
-    parts = statistics._parts
+    parts = merges._parts
 
     def forget(values, tiles, *rest):
         return parts(values, max(tiles - 1, 1), *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(statistics, "_parts", forget)
+        patch.setattr(merges, "_parts", forget)
         with pytest.raises(AssertionError, match="error"):
             check_statistic(sk, Case(37, 53, 5, torch.float32), "logsumexp", 1, "triton")
     add_product = strips.add_product

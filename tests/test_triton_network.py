@@ -4,14 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from truth import OPTIONS, NetworkCase, check_statistic
+from truth import GUIDED, OPTIONS, NetworkCase, check_statistic
 
 import simmim_kernels as sk
 from simmim_kernels.backends import BACKENDS
-from simmim_kernels.backends.triton import configurations
+from simmim_kernels.backends.triton import configurations, launch
 
 # Scores of a network have no biases.
-WITHOUT_BIASES = {name: {**options, "biases": False} for name, options in OPTIONS.items() if name != "biases"}
+WITHOUT_BIASES = {
+    name: {**options, "biases": False} for name, options in (OPTIONS | GUIDED).items() if name != "biases"
+}
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,14 @@ def test_shapes_and_dtypes(layers, size, t, monkeypatch):
     n, m, d = ((1, 1, 1), (2, 3, 7), (17, 5, 16), (5, 65, 33), (33, 17, 64))[size]
     case = NetworkCase(n, m, d, (torch.float32, torch.bfloat16, torch.float16)[t], layers=layers)
     check_statistic(sk, case, *STATISTICS[(size + t) % 3], "triton")
+
+
+def test_products_of_guides():
+    """A guide's own, of every pair: the network of one layer makes no others."""
+    case = NetworkCase(19, 37, 5, torch.float32, layers=1, guide=7)
+    with launch.counted_multiplications() as work, torch.no_grad():
+        case.scores(sk).logsumexp(1, backend="triton")
+        assert work.multiplications == 19 * 37 * 7
 
 
 def test_what_it_runs():

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import simmim_kernels as sk
+from simmim_kernels.backends import triton
 from simmim_kernels.backends.native.library import why_not
 from simmim_kernels.operator.cross_entropy import cross_entropy_sum
 
@@ -44,6 +46,7 @@ class Case:
     strided: bool = False
     device: str = "cpu"
     mirrored: bool = False  # the columns' tensors are the rows' own
+    guide: int = 0  # the width of a guide's features, by which some three in ten pairs are left out
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
@@ -68,6 +71,11 @@ class Case:
             self.tensors = {k: v for k, v in self.tensors.items() if k not in ("y", "col_bias")}
         for t in self.tensors.values():
             t.requires_grad_()
+        if self.guide:
+            # Whole numbers, so that no rounding of a product changes which pairs there are.
+            made = [(2 * normal(size, self.guide)).round() for size in (self.n, self.m)]
+            limit = (self.guide**0.5 * (2 + 0.4 * normal(self.n))).round() + 0.5
+            self.guides = [t.to(self.device, low) for t in (*made, limit)]
         self.row_ids = torch.randint(0, 3, (self.ids, self.n), generator=g)
         self.col_ids = self.row_ids if self.mirrored else torch.randint(0, 3, (self.ids, self.m), generator=g)
         self.column = torch.randint(0, self.m, (self.n,), generator=g) if self.positives else None
@@ -106,6 +114,8 @@ class Case:
             row_groups = self.row_groups[k].to(self.device)
             ids = row_groups, row_groups if self.mirrored else self.col_groups[k].to(self.device)
             s = s.within(*ids, keep_joint=self.joint == "kept")
+        if self.guide:
+            s = s.exclude_above(*self.guides, keep_joint=self.joint == "kept")
         if self.joint == "negated":
             return s._with_joint_negated()
         return s.marginal if self.joint == "left_out" else s
@@ -121,6 +131,9 @@ class Case:
             mask |= r[:, None] == c
         for r, c in zip(self.row_groups, self.col_groups, strict=True):
             mask |= r[:, None] != c
+        if self.guide:
+            x, y, limit = (t.cpu().double() for t in self.guides)
+            mask |= x @ y.T > limit[:, None]
         if self.joint in ("left_out", "kept"):
             mask[self.joint_pairs()] = self.joint == "left_out"
         return mask
@@ -268,6 +281,15 @@ NEGATED = {
 }
 
 
+# Of backends that take a guide.
+GUIDED = {
+    "guide": {"guide": 5},
+    "guide, ids, biases and clamp": {"guide": 16, "ids": 1, "biases": True, "clamp": (-0.4, 0.6)},
+    "guide that keeps the joint pairs": {"guide": 33, "groups": 1, "ids": 1, "joint": "kept", "positives": True},
+    "marginal of a guide": {"guide": 3, "joint": "left_out"},
+}
+
+
 def check_statistic(sk, case: Case, fn: str, dim, backend: str) -> None:
     """Value and all gradients of one statistic against dense float64."""
     got = run(sk, case.scores(sk), fn, dim, backend)
@@ -324,6 +346,34 @@ def check_cross_entropies(sk, case: Case, dims: str, backend: str, total: bool, 
             assert gradient.abs().max() < (1e-6 if dense[name] is None else 1e-2)
         else:
             assert_close(gradient, truth[name], None if dense[name] is None else 3 * dense[name], name)
+
+
+def softmax_entropies(s: Tensor) -> Tensor:
+    """(N,) of each row's softmax of scores, -inf where pairs are left out; 0 of a row that has lost all."""
+    log_p = (s - s.logsumexp(1, keepdim=True)).masked_fill(s == -math.inf, 0.0)
+    return -(log_p.exp().masked_fill(s == -math.inf, 0.0) * log_p).sum(1)
+
+
+def check_softmax_entropies(case: Case, dims: str = "both", slack: float = 0.0) -> None:
+    """All that Triton's forward_with_entropies gives. `slack` is for the rounding of large scores, whoever makes them.
+
+    Operands of half precision are multiplied exactly, and all that follows is float32's.
+    """
+    problem = case.scores(sk)._problem.replace(fn="logsumexp", dims=dims, wants_entropy=True)
+    rows, columns, entropies = triton.forward_with_entropies(problem)
+    s = case.dense(case.upcast()).detach().masked_fill(case.mask(), -math.inf)
+    assert entropies.dtype == torch.float32
+    assert not entropies.requires_grad
+    assert (entropies >= 0).all()
+    assert error(entropies, softmax_entropies(s)) <= 1e-5 + slack
+    for got, dim in ((rows, 1), (columns, 0)):
+        if dim == 0 and dims == "rows":
+            assert len(got) == 0
+            continue
+        want = s.logsumexp(dim)
+        empty = want.isinf()
+        assert torch.equal(got.isinf().cpu(), empty)
+        assert_close(got.cpu().masked_fill(empty, 0), want.masked_fill(empty, 0))
 
 
 def check_spread(sk, spread: float, columns_differ: bool, dtype: torch.dtype, backend: str) -> None:

@@ -10,6 +10,10 @@ A backend is a module with these functions:
     backward(problem, rows, columns, grad_rows, grad_columns, needs) -> gradients of problem.differentiable
     value_and_gradients(problem, needs) -> the sum over all pairs of a pointwise function, and its gradients
 
+and, where it must be asked for by name for some problems on hardware that is otherwise verified, with this one:
+
+    not_verified(problem) -> None | reason
+
 and, where it makes cross entropies of its own (operator/cross_entropy.py says what they are), with these two:
 
     cross_entropies(problem, needs_gradients) -> (entropies, statistics)    entropies (1 or 2, N), the rows' first
@@ -95,6 +99,13 @@ def asked_for(backend: str | None = None) -> tuple[str | None, str]:
     return os.environ.get(ENVIRONMENT_VARIABLE) or None, ENVIRONMENT_VARIABLE
 
 
+def _not_by_default(module: ModuleType, problem: Problem) -> str | None:
+    reason = module.not_by_default(problem.x.device)
+    if reason is None and hasattr(module, "not_verified"):
+        return module.not_verified(problem)
+    return reason
+
+
 def select(problem: Problem, backend: str | None = None) -> str:
     """The backend for a problem. Raises ValueError for an unknown name, CannotRun for one that cannot run it."""
     name, source = asked_for(backend)
@@ -106,7 +117,7 @@ def select(problem: Problem, backend: str | None = None) -> str:
         return name
     reasons = []
     for candidate, module in BACKENDS.items():
-        reason = module.unavailable() or module.supports(problem) or module.not_by_default(problem.x.device)
+        reason = module.unavailable() or module.supports(problem) or _not_by_default(module, problem)
         if reason is None:
             return candidate
         reasons.append(f"{candidate}: {reason}")

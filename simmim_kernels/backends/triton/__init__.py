@@ -55,6 +55,14 @@ def _not_verified(device: torch.device) -> str | None:
     return f"not verified on hardware: no run on {'sm_' if row.isdigit() else ''}{row} is recorded"
 
 
+def not_verified(problem: Problem) -> str | None:
+    if problem.guided:
+        return "not verified on hardware: no run of pairs that a guide leaves out is recorded"
+    if problem.wants_entropy:
+        return "not verified on hardware: no run of entropies is recorded"
+    return None
+
+
 def supports(problem: Problem) -> str | None:
     if problem.form not in ("inner_product", _NETWORK):
         return f"the form {problem.form!r} has no Triton kernel"
@@ -68,10 +76,8 @@ def supports(problem: Problem) -> str | None:
         return f"the function {problem.fn!r} has no Triton kernel"
     if problem.x.dtype == torch.float64:
         return "float64 operands have no Triton kernel"
-    if problem.guided:
-        return "pairs that a guide's scores leave out have no Triton kernel"
-    if problem.wants_entropy:
-        return "entropies of softmaxes have no Triton kernel"
+    if problem.guide_x is not None and problem.guide_x.dtype == torch.float64:
+        return "a guide in float64 has no Triton kernel"
     return _cannot_run_on(problem.x.device)
 
 
@@ -103,6 +109,12 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     from . import network, statistics
 
     return (network if problem.form == _NETWORK else statistics).forward(problem)
+
+
+def forward_with_entropies(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    from . import network, statistics
+
+    return (network if problem.form == _NETWORK else statistics).forward_with_entropies(problem)
 
 
 def backward(

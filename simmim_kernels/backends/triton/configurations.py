@@ -46,13 +46,21 @@ class Kinds(NamedTuple):
     plain: Shapes
     softplus: Shapes
     heavy: Shapes
-    """For problems with ids, a clamp, log1mexp, or rows that vector loads cannot take"""
+    """For problems with ids, a clamp, log1mexp, entropies, or rows that vector loads cannot take"""
+    guided: Shapes | None = None
+    """For problems with a guide, whose product is made outside the tensor cores and whose mask outlives it; None where
+    those of heavy problems have the registers for both"""
 
 
 # By kind of product: bfloat16 and float16 ("half"), float32 through TF32 ("tf32") or as it is ("ieee"), which runs
 # outside the tensor cores.
 _EXACT = Shapes(
     Tile(64, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2), {16: Tile(64, 32, 16, 8, 2), 64: Tile(64, 32, 64, 8, 2)}
+)
+# Of 8 warps ptxas would rather spill a few bytes than run fewer programs at a time.
+_EXACT_GUIDED = _EXACT._replace(fused={16: Tile(64, 32, 16, 4, 1), 64: Tile(32, 32, 64, 4, 1)})
+_HOPPER_EXACT_GUIDED = _EXACT._replace(
+    forward=Tile(64, 64, 16, 8, 1), fused={16: Tile(32, 32, 16, 4, 1), 64: Tile(32, 32, 64, 4, 1)}
 )
 _TF32 = Shapes(
     Tile(128, 64, 32, 8, 3),
@@ -91,7 +99,9 @@ _BLACKWELL_HEAVY = Shapes(
     Tile(128, 64, 64, 8, 3),
     {64: Tile(64, 32, 64, 8, 2), 128: Tile(64, 64, 128, 8, 2)},
 )
+_BLACKWELL_GUIDED = _BLACKWELL_HEAVY._replace(fused={64: Tile(64, 64, 64, 8, 2), 128: Tile(64, 32, 128, 4, 2)})
 _BLACKWELL_TF32 = _TF32._replace(fused={64: Tile(64, 64, 64, 8, 2), 128: Tile(64, 32, 128, 8, 2)})
+_BLACKWELL_TF32_GUIDED = _TF32._replace(fused={128: Tile(64, 32, 128, 4, 2)})
 _CDNA = Shapes(
     Tile(128, 128, 64, 8, 2),
     Tile(128, 128, 64, 8, 2),
@@ -104,28 +114,29 @@ _CDNA_HEAVY = _CDNA._replace(
 )
 _CDNA_TF32 = _TF32._replace(fused={64: Tile(32, 32, 64, 4, 1), 128: Tile(32, 32, 128, 4, 1)})
 _CDNA_EXACT = _EXACT._replace(fused={16: Tile(32, 32, 16, 8, 1), 64: Tile(32, 32, 64, 8, 1)})
+_CDNA_EXACT_GUIDED = _CDNA_EXACT._replace(fused={16: Tile(32, 32, 16, 8, 1), 64: Tile(32, 16, 64, 4, 1)})
 _AMPERE_HEAVY = _AMPERE._replace(forward=Tile(64, 128, 64, 8, 3), weights=Tile(64, 128, 64, 8, 3))
 
 _TABLE = {
     "80": {
         "half": Kinds(_AMPERE, _AMPERE, _AMPERE_HEAVY),
         "tf32": Kinds(_TF32, _TF32, _TF32),
-        "ieee": Kinds(_EXACT, _EXACT, _EXACT),
+        "ieee": Kinds(_EXACT, _EXACT, _EXACT, _EXACT_GUIDED),
     },
     "90": {
         "half": Kinds(_HOPPER, _HOPPER_SOFTPLUS, _HOPPER_HEAVY),
         "tf32": Kinds(_TF32, _TF32, _TF32),
-        "ieee": Kinds(_EXACT, _EXACT, _EXACT),
+        "ieee": Kinds(_EXACT, _EXACT, _EXACT, _HOPPER_EXACT_GUIDED),
     },
     "100": {
-        "half": Kinds(_BLACKWELL, _BLACKWELL_HEAVY, _BLACKWELL_HEAVY),
-        "tf32": Kinds(_BLACKWELL_TF32, _BLACKWELL_TF32, _BLACKWELL_TF32),
-        "ieee": Kinds(_EXACT, _EXACT, _EXACT),
+        "half": Kinds(_BLACKWELL, _BLACKWELL_HEAVY, _BLACKWELL_HEAVY, _BLACKWELL_GUIDED),
+        "tf32": Kinds(_BLACKWELL_TF32, _BLACKWELL_TF32, _BLACKWELL_TF32, _BLACKWELL_TF32_GUIDED),
+        "ieee": Kinds(_EXACT, _EXACT, _EXACT, _EXACT_GUIDED),
     },
     "gfx942": {
         "half": Kinds(_CDNA, _CDNA, _CDNA_HEAVY),
         "tf32": Kinds(_CDNA_TF32, _CDNA_TF32, _CDNA_TF32),
-        "ieee": Kinds(_CDNA_EXACT, _CDNA_EXACT, _CDNA_EXACT),
+        "ieee": Kinds(_CDNA_EXACT, _CDNA_EXACT, _CDNA_EXACT, _CDNA_EXACT_GUIDED),
     },
 }
 # Of all others, the least shared memory (99 KB): sm_86, sm_89.
@@ -134,9 +145,10 @@ _TABLE["86"] = _TABLE["80"]
 _CONSUMER = _AMPERE._replace(fused={**_AMPERE.fused, 64: Tile(64, 32, 64, 4, 2)})
 _CONSUMER_HEAVY = _AMPERE_HEAVY._replace(fused={**_AMPERE.fused, 64: Tile(32, 32, 64, 4, 2)})
 _CONSUMER_TF32 = _TF32._replace(forward=Tile(64, 64, 32, 4, 3))
+_CONSUMER_TF32_GUIDED = _CONSUMER_TF32._replace(fused={64: Tile(32, 32, 64, 4, 2), 128: Tile(64, 32, 128, 8, 2)})
 _TABLE["120"] = {
     "half": Kinds(_CONSUMER, _CONSUMER, _CONSUMER_HEAVY),
-    "tf32": Kinds(_CONSUMER_TF32, _CONSUMER_TF32, _CONSUMER_TF32),
+    "tf32": Kinds(_CONSUMER_TF32, _CONSUMER_TF32, _CONSUMER_TF32, _CONSUMER_TF32_GUIDED),
     "ieee": _TABLE["80"]["ieee"],
 }
 # Neither has TF32.
@@ -271,20 +283,22 @@ def row_of(name: str) -> str:
     return name if name.startswith("gfx") else _ROWS.get(name, "86")
 
 
-def _shapes(problem: Problem) -> Shapes:
+def _shapes(problem: Problem, entropies: bool = False) -> Shapes:
     row = architecture(problem.x.device)
     if row == "interpreter":
         return _INTERPRETER
     kind = "half" if problem.x.dtype.itemsize == 2 else input_precision(problem)
     kinds = _TABLE[row][kind]
     ragged = problem.x.shape[1] % 16 != 0
-    if problem.row_ids is not None or problem.clamped or problem.fn == "log1mexp" or ragged:
+    if problem.guided:
+        return kinds.guided or kinds.heavy
+    if problem.row_ids is not None or problem.clamped or problem.fn == "log1mexp" or ragged or entropies:
         return kinds.heavy
     return kinds.softplus if problem.fn == "softplus" else kinds.plain
 
 
-def forward_tile(problem: Problem) -> Tile:
-    return _shapes(problem).forward
+def forward_tile(problem: Problem, entropies: bool = False) -> Tile:
+    return _shapes(problem, entropies).forward
 
 
 def weights_tile(problem: Problem) -> Tile:

@@ -14,8 +14,9 @@ from .configurations import Tile
 from .finish import with_joint_pairs
 from .launch import cdiv, count, launch
 from .passes import Pass
-from .sides import NO_PAIRS
+from .sides import NO_PAIRS, width_of_guide
 from .tile import (
+    above_limit,
     clamped_scores,
     is_for,
     load_operand,
@@ -64,12 +65,13 @@ def _fused_gradients(
     for tile in range(first, last):
         j0 = tile * BJ
         b = load_operand(other, j0, 0, critic.d, BJ, BD, EVEN_D)
+        by_guide = above_limit(own, other, i0, j0, BI, BJ)
         products = multiply(a, b.T, tl.zeros((BI, BJ), tl.float32), PRECISION)
         unclamped = unclamped_scores(products, own, other, i0, j0, critic, UNIT)
         s = clamped_scores(unclamped, critic, UNIT)
         if mine.value is not None:
-            values += tl.sum(values_of_tile(s, own, other, i0, j0, FN, IDS, JOINT), 1)
-        g = weights_of_tile(unclamped, s, own, other, i0, j0, critic, FN, IDS, JOINT, REFERENCES)
+            values += tl.sum(values_of_tile(s, own, other, i0, j0, by_guide, FN, IDS, JOINT), 1)
+        g = weights_of_tile(unclamped, s, own, other, i0, j0, critic, by_guide, FN, IDS, JOINT, REFERENCES)
         j = j0 + tl.arange(0, BJ)
         if mine.bias is not None:
             bias += tl.sum(g, 1)
@@ -128,7 +130,7 @@ def run_fused(p: Pass, tile: Tile) -> None:
     for references in p.references:
         options = {**constants, **p.constants(), "REFERENCES": references}
         launch(_fused_gradients, (blocks_own, splits), *arguments, **options)
-    count((1 + products + p.wanted_other.gradient) * own.size * other.size * d)
+    count(own.size * other.size * ((1 + products + p.wanted_other.gradient) * d + width_of_guide(own)))
     if totals is not None and not finishes:
         p.finish_own(totals)
     if others.gradient is not None:

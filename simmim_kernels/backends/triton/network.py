@@ -20,6 +20,7 @@ from . import configurations
 from .configurations import Tile, network_precision, network_tile
 from .factors import factored
 from .launch import count, launch, long_product
+from .merges import Merger, block_of, blocks, tiles_of
 from .network_kernels import (
     Network,
     Parts,
@@ -28,8 +29,8 @@ from .network_kernels import (
     gradients_of_second_sums,
     statistics_of_network,
 )
-from .sides import Critic, Side, critic_of, sides_of
-from .statistics import Merger, block_of, blocks, compile_time_options, tiles_of
+from .sides import Critic, Side, critic_of, sides_of, width_of_guide
+from .statistics import compile_time_options
 
 # Of the weight's gradient, for a few hundred multiprocessors: a tile has a multiple of 16 pairs.
 _PIECES = 32
@@ -73,20 +74,29 @@ def _constants(problem: Problem, tile: Tile) -> dict[str, Any]:
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """Row and column statistics, empty where they are not wanted."""
+    return _made(problem, entropies=False).statistics()
+
+
+def forward_with_entropies(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """`forward` of log-sum-exps by "rows" or "both", and (N,) the entropy of each row's softmax in nats."""
+    return _made(problem, entropies=True).statistics_and_entropies()
+
+
+def _made(problem: Problem, entropies: bool) -> Merger:
     problem = _whole(problem)
     tile = network_tile(problem, differentiates=False)
     own, other, critic, net = *sides_of(problem), _critic_of(problem), _network_of(problem)
     block = block_of(own, other, tile, configurations.NETWORK_BLOCK, configurations.NETWORK_BLOCK)
-    merger = Merger(own, other, tile, block, (problem.wants_rows, problem.wants_columns))
+    merger = Merger(own, other, tile, block, (problem.wants_rows, problem.wants_columns), entropies)
     constants = _constants(problem, tile)
     for rows, columns in blocks(own, other, block):
         parts, tiles = merger.parts(rows, columns), tiles_of(rows, columns, tile)
         arguments = (own, other, critic, net, *parts, *tiles)
         launch(statistics_of_network, (tiles[0] * tiles[1],), *arguments, **constants)
-        if net.weight is not None:
-            count((rows.stop - rows.start) * (columns.stop - columns.start) * critic.d**2)
+        width = width_of_guide(own) + (0 if net.weight is None else critic.d**2)
+        count((rows.stop - rows.start) * (columns.stop - columns.start) * width)
         merger.merge(parts, exponential=problem.fn == "logsumexp")
-    return merger.statistics()
+    return merger
 
 
 @dataclass
@@ -161,6 +171,7 @@ class _Backward:
         bias, value = biases.parts(rows, columns), values.parts(rows, columns)
         arguments = (self.own, self.other, self.critic, net, parts, *bias, value[0], *tiles)
         launch(kernel, (programs,), *arguments, **self.constants)
+        count(pairs * width_of_guide(self.own))
         biases.merge(bias, exponential=False)
         values.merge(value, exponential=False)
         if net.weight is not None:

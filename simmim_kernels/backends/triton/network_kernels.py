@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .statistics import store_parts_of_scores, tile_of_program
 from .strips import weigh_tile
-from .tile import clamped_scores, multiply, unclamped_scores
+from .tile import above_limit, clamped_scores, multiply, unclamped_scores
 
 
 class Network(NamedTuple):
@@ -122,13 +122,14 @@ def statistics_of_network(
     tile_i, tile_j = tile_of_program(tl.program_id(0), tiles_i, tiles_j)
     i0 = rows.start + tile_i * BI
     j0 = columns.start + tile_j * BJ
+    by_guide = above_limit(own, other, i0, j0, BI, BJ)
     if net.weight is None:
         s = _scores_of_one_layer(own, other, net, i0, j0, critic.d, BI, BJ, BK)
     else:
         sums = _second_sums(own, other, net, i0, j0, critic.d, None, BI, BJ, BD, BK, PRECISION)
         s = _scores_of_sums(sums, net, critic.d, BI, BJ)
     s = clamped_scores(unclamped_scores(s, own, other, i0, j0, critic, UNIT), critic, UNIT)
-    store_parts_of_scores(s, own, other, rows, columns, tile_i, tile_j, FN, IDS, JOINT)
+    store_parts_of_scores(s, own, other, by_guide, rows, columns, tile_i, tile_j, FN, IDS, JOINT)
 
 
 @triton.jit
@@ -148,8 +149,11 @@ def gradients_of_one_layer(
     i0 = own_bias.start + tile_i * BI
     j0 = other_bias.start + tile_j * BJ
     d = critic.d
+    by_guide = above_limit(own, other, i0, j0, BI, BJ)
     s = _scores_of_one_layer(own, other, net, i0, j0, d, BI, BJ, BK)
-    g = weigh_tile(s, own, other, critic, own_bias, other_bias, value, tile_i, tile_j, UNIT, FN, IDS, JOINT, "any")
+    g = weigh_tile(
+        s, own, other, critic, by_guide, own_bias, other_bias, value, tile_i, tile_j, UNIT, FN, IDS, JOINT, "any"
+    )
     tl.store(parts.output_bias + tl.program_id(0), tl.sum(tl.sum(g, 1), 0))
     i = i0 + tl.arange(0, BI)
     j = j0 + tl.arange(0, BJ)
@@ -175,9 +179,12 @@ def gradients_of_second_sums(
     d = critic.d
     at = tl.program_id(0).to(tl.int64)
     line = at * (BI * BJ) * d
+    by_guide = above_limit(own, other, i0, j0, BI, BJ)
     sums = _second_sums(own, other, net, i0, j0, d, parts.first + line, BI, BJ, BD, BK, PRECISION)
     s = _scores_of_sums(sums, net, d, BI, BJ)
-    g = weigh_tile(s, own, other, critic, own_bias, other_bias, value, tile_i, tile_j, UNIT, FN, IDS, JOINT, "any")
+    g = weigh_tile(
+        s, own, other, critic, by_guide, own_bias, other_bias, value, tile_i, tile_j, UNIT, FN, IDS, JOINT, "any"
+    )
     weight = tl.reshape(g, (BI * BJ,))
     n = tl.arange(0, BD)
     pair = tl.arange(0, BI * BJ)

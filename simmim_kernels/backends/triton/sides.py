@@ -7,6 +7,19 @@ from torch import Tensor
 from ...problem import Problem
 
 
+class Guide(NamedTuple):
+    """A side's features by which a guide leaves pairs out: those whose product is above the limit of their row."""
+
+    size: Any = None
+    operand: Any = None
+    """(size, d) float32, of any strides; None where there is no guide"""
+    stride: Any = None
+    stride_d: Any = None
+    d: Any = None
+    limit: Any = None
+    """(size,) float32, of the side that has the rows"""
+
+
 class Side(NamedTuple):
     """The rows or the columns of the score matrix. What is None is left out of the compiled kernel."""
 
@@ -21,6 +34,7 @@ class Side(NamedTuple):
     """(K, size) int64, those of exclusions"""
     group: Any = None
     """(size,) int64, outside which no pair is in"""
+    guide: Any = Guide()
     joint: Any = None
     """(size,) int64: where on the other side the joint pair is; None on both sides stands for the diagonal"""
     reference: Any = None
@@ -75,10 +89,26 @@ def sides_of(problem: Problem) -> tuple[Side, Side]:
         bias=dense(problem.row_bias),
         ids=row_ids,
         group=row_group,
+        guide=_guide_of(problem.guide_x, dense(problem.guide_limit)),
         joint=None if problem.joint == "counted" else dense(problem.positives),
     )
-    col_bias = dense(problem.col_bias)
-    return rows, Side(len(y), y, y.stride(0), y.stride(1), bias=col_bias, ids=col_ids, group=col_group)
+    columns = Side(
+        len(y),
+        y,
+        y.stride(0),
+        y.stride(1),
+        bias=dense(problem.col_bias),
+        ids=col_ids,
+        group=col_group,
+        guide=_guide_of(problem.guide_y),
+    )
+    return rows, columns
+
+
+def _guide_of(features: Tensor | None, limit: Tensor | None = None) -> Guide:
+    if features is None:
+        return Guide()
+    return Guide(len(features), features, features.stride(0), features.stride(1), features.shape[1], limit)
 
 
 def _group_and_exclusions(problem: Problem, ids: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -91,6 +121,11 @@ def _group_and_exclusions(problem: Problem, ids: Tensor | None) -> tuple[Tensor 
 def critic_of(problem: Problem) -> Critic:
     limits = (problem.lo, problem.hi) if problem.clamped else (None, None)
     return Critic(problem.x.shape[1], problem.parameters[0], *limits)
+
+
+def width_of_guide(side: Side) -> int:
+    """How many multiplications a pair takes of which a guide decides; 0 where there is none."""
+    return side.guide.d or 0
 
 
 def joint_pairs_of(problem: Problem, gradient: Tensor | None) -> tuple[JointPairs, JointPairs]:

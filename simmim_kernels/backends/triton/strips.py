@@ -10,9 +10,12 @@ from torch import Tensor
 from . import configurations
 from .configurations import Tile
 from .launch import add_product, count, launch
+from .merges import Merger, block_of, blocks, store_parts, tiles_of
 from .passes import Pass
-from .statistics import Merger, block_of, blocks, store_parts, tile_of_program, tiles_of
+from .sides import width_of_guide
+from .statistics import tile_of_program
 from .tile import (
+    above_limit,
     clamped_scores,
     is_for,
     offsets_within,
@@ -25,8 +28,8 @@ from .tile import (
 
 @triton.jit
 def weigh_tile(
-    products, own, other, critic, own_bias, other_bias, value, tile_i, tile_j, UNIT: tl.constexpr, FN: tl.constexpr,
-    IDS: tl.constexpr, JOINT: tl.constexpr, REFERENCES: tl.constexpr,
+    products, own, other, critic, by_guide, own_bias, other_bias, value, tile_i, tile_j, UNIT: tl.constexpr,
+    FN: tl.constexpr, IDS: tl.constexpr, JOINT: tl.constexpr, REFERENCES: tl.constexpr,
 ):  # fmt: skip
     """dL/ds of a tile, whose sums by row and by column and whose function go to where they are wanted."""
     BI: tl.constexpr = products.shape[0]
@@ -36,9 +39,9 @@ def weigh_tile(
     unclamped = unclamped_scores(products, own, other, i0, j0, critic, UNIT)
     s = clamped_scores(unclamped, critic, UNIT)
     if value.lines is not None:
-        by_row = tl.sum(values_of_tile(s, own, other, i0, j0, FN, IDS, JOINT), 1)
+        by_row = tl.sum(values_of_tile(s, own, other, i0, j0, by_guide, FN, IDS, JOINT), 1)
         store_parts(value, tile_j, tile_i * BI, by_row, BI)
-    g = weights_of_tile(unclamped, s, own, other, i0, j0, critic, FN, IDS, JOINT, REFERENCES)
+    g = weights_of_tile(unclamped, s, own, other, i0, j0, critic, by_guide, FN, IDS, JOINT, REFERENCES)
     if own_bias.lines is not None:
         store_parts(own_bias, tile_j, tile_i * BI, tl.sum(g, 1), BI)
     if other_bias.lines is not None:
@@ -58,10 +61,12 @@ def _weights_of_tiles(
     tile_i, tile_j = tile_of_program(tl.program_id(0), tiles_i, tiles_j)
     i0 = own_bias.start + tile_i * BI
     j0 = other_bias.start + tile_j * BJ
+    by_guide = above_limit(own, other, i0, j0, BI, BJ)
     products = products_of_tile(own, other, i0, j0, critic.d, BI, BJ, BD, EVEN_D, PRECISION)
     g = weigh_tile(
-        products, own, other, critic, own_bias, other_bias, value, tile_i, tile_j, UNIT, FN, IDS, JOINT, REFERENCES
-    )
+        products, own, other, critic, by_guide, own_bias, other_bias, value, tile_i, tile_j, UNIT, FN, IDS, JOINT,
+        REFERENCES,
+    )  # fmt: skip
     if weight_unit is not None:
         g *= tl.load(weight_unit)
     start = weights + (tile_i * BI).to(tl.int64) * stride + tile_j * BJ
@@ -101,6 +106,6 @@ def _weigh(p: Pass, tile: Tile, weights: Tensor, biases: Merger, values: Merger,
     for references in p.references:
         options = {**tile.constants(p.critic.d), **p.constants(), "REFERENCES": references}
         launch(_weights_of_tiles, (tiles[0] * tiles[1],), *arguments, *tiles, **options)
-    count((rows.stop - rows.start) * (columns.stop - columns.start) * p.critic.d)
+    count((rows.stop - rows.start) * (columns.stop - columns.start) * (p.critic.d + width_of_guide(p.own)))
     biases.merge(bias, exponential=False)
     values.merge(value, exponential=False)

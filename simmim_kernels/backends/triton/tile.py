@@ -12,6 +12,8 @@ from triton.language import target_info
 from .pointwise import pointwise_derivative, pointwise_value
 
 LOG2E = tl.constexpr(1.4426950408889634)
+# Columns at a time of a guide's operands.
+_GUIDE_WIDTH = tl.constexpr(16)
 
 # The interpreter multiplies bfloat16 as the integers that hold its bits, so that there all products are in float32.
 _INTERPRETED = tl.constexpr(knobs.runtime.interpret)
@@ -85,6 +87,23 @@ def products_of_tile(
     return total
 
 
+@triton.jit  # noqa: RET503 Triton 3.6 compiles no `return None` beside a tensor
+def above_limit(own, other, i0, j0, BI: tl.constexpr, BJ: tl.constexpr):
+    """(BI, BJ) True where a guide leaves a pair out; None where there is no guide.
+
+    Of float32 products whatever those of the scores are: by a rounding pairs would count, or not. Wanted before the
+    scores' product, so that no two accumulators live at a time.
+    """
+    mine, others = own.guide, other.guide
+    if mine.operand is not None:
+        products = products_of_tile(mine, others, i0, j0, mine.d, BI, BJ, _GUIDE_WIDTH, False, "ieee")
+        if mine.limit is not None:
+            limit = load_vector(mine.limit, i0, mine.size, BI, 0.0)[:, None]
+        else:
+            limit = load_vector(others.limit, j0, others.size, BJ, 0.0)[None, :]
+        return products > limit
+
+
 @triton.jit
 def unclamped_scores(products, own, other, i0, j0, critic, UNIT: tl.constexpr):
     """Scores before the clamp, times UNIT where there is none: a clamp acts in nats."""
@@ -139,14 +158,16 @@ def _left_out_by_ids(own, other, i, j, IDS: tl.constexpr):
 
 
 @triton.jit
-def fill_left_out(values, fill, own, other, i0, j0, IDS: tl.constexpr, JOINT: tl.constexpr):
-    """`values` with `fill` for the excluded pairs, and for those outside the matrix."""
+def fill_left_out(values, fill, own, other, i0, j0, by_guide, IDS: tl.constexpr, JOINT: tl.constexpr):
+    """`values` with `fill` for the excluded pairs, by `above_limit` too, and for those outside the matrix."""
     BI: tl.constexpr = values.shape[0]
     BJ: tl.constexpr = values.shape[1]
     i = i0 + tl.arange(0, BI)
     j = j0 + tl.arange(0, BJ)
-    if (IDS > 0) | (own.group is not None):
+    if (IDS > 0) | (own.group is not None) | (by_guide is not None):
         excluded = _left_out_by_ids(own, other, i, j, IDS)
+        if by_guide is not None:
+            excluded = excluded | by_guide
         if JOINT == "left_out":
             excluded = excluded | _joint_pairs(own, other, i, j)
         elif JOINT == "kept":
@@ -189,10 +210,10 @@ def _signed(values, own, other, i0, j0, JOINT: tl.constexpr):
 
 
 @triton.jit
-def values_of_tile(s, own, other, i0, j0, FN: tl.constexpr, IDS: tl.constexpr, JOINT: tl.constexpr):
+def values_of_tile(s, own, other, i0, j0, by_guide, FN: tl.constexpr, IDS: tl.constexpr, JOINT: tl.constexpr):
     """A pointwise function of a tile's scores, 0 where pairs are left out."""
     values = pointwise_value(_signed(s, own, other, i0, j0, JOINT), FN)
-    return fill_left_out(values, 0.0, own, other, i0, j0, IDS, JOINT)
+    return fill_left_out(values, 0.0, own, other, i0, j0, by_guide, IDS, JOINT)
 
 
 @triton.jit
@@ -262,7 +283,7 @@ def _pointwise_weights(s, own, other, i0, j0, FN: tl.constexpr):
 
 @triton.jit
 def weights_of_tile(
-    unclamped, s, own, other, i0, j0, critic, FN: tl.constexpr, IDS: tl.constexpr, JOINT: tl.constexpr,
+    unclamped, s, own, other, i0, j0, critic, by_guide, FN: tl.constexpr, IDS: tl.constexpr, JOINT: tl.constexpr,
     REFERENCES: tl.constexpr,
 ):  # fmt: skip
     """dL/ds of a tile, from its scores before and after the clamp."""
@@ -273,4 +294,4 @@ def weights_of_tile(
         g = _signed(g, own, other, i0, j0, JOINT)
     if critic.lo is not None:
         g = tl.where((unclamped >= critic.lo) & (unclamped <= critic.hi), g, 0.0)
-    return fill_left_out(g, 0.0, own, other, i0, j0, IDS, JOINT)
+    return fill_left_out(g, 0.0, own, other, i0, j0, by_guide, IDS, JOINT)
