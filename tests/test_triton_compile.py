@@ -74,8 +74,7 @@ def assert_registers_as_recorded(kernels):
         assert max(registers) <= 1.1 * most, f"{name}: {max(registers)} registers, recorded {most}"
 
 
-@pytest.mark.parametrize("deterministic", [(), ("--deterministic",)], ids=["any order", "fixed order"])
-@pytest.mark.parametrize("d", [64, 512])
+@pytest.mark.parametrize(("d", "deterministic"), [(64, ()), (512, ("--deterministic",))], ids=str)
 def test_workspace(d, deterministic):
     """Memory beyond inputs and gradients, from the allocations of a forward and a backward."""
     lines = run("benchmarks.workspace", 131072, 262144, d, *deterministic).splitlines()
@@ -101,7 +100,7 @@ def test_arithmetic_on_compiled_code():
 
 def test_few_binaries_whatever_the_size():
     """A step compiles the same few kernels for one block of scores and for hundreds, ragged or not."""
-    sizes = ("300", "4096", "16384", "40000", "50001", "65536", "100000", "100003")
+    sizes = ("300", "16384", "50001", "65536", "100003")
     found = json.loads(run("benchmarks.compile", "cuda:90", "--binaries", *sizes))
     assert len(found) == len(sizes)
     # Where 16 does not divide the size, a kernel's offsets are of another kind.
