@@ -91,7 +91,7 @@ def test_guides(option, way):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("n", "m"), [(17, 31), (31, 17), (65, 129), (129, 65), (33, 64)])
+@pytest.mark.parametrize(("n", "m"), [(17, 31), (31, 17), (65, 33), (33, 65), (33, 64)])
 def test_shapes_and_dtypes_of_guides(n, m, dtype, small_tiles):
     case = Case(n, m, WIDTHS[n % len(WIDTHS)], dtype, guide=WIDTHS[m % len(WIDTHS)])
     check_statistic(sk, case, "logsumexp", 1, "triton")
