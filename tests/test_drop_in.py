@@ -254,6 +254,20 @@ DIRECTIONS = [
 HARDNESS = [(None, 0.0), ("in_batch_negatives", 9.0), ("hard_negatives", 5.0), ("all_negatives", 2.0)]
 
 
+def test_ranking_of_half_precision():
+    """cos_sim makes float32 of it, before it normalises."""
+    ours, _ = library("sentence_transformers")
+    from sentence_transformers.sentence_transformer import losses as theirs
+
+    leaves, model = features(9, 2, dtype=torch.bfloat16), torch.nn.Sequential(torch.nn.Identity())
+    values, gradients = [], []
+    for module in (ours, theirs):
+        values.append(module.MultipleNegativesRankingLoss(model).compute_loss_from_embeddings(leaves, None))
+        gradients.append(torch.cat(torch.autograd.grad(values[-1], leaves)).double())
+    torch.testing.assert_close(*values, rtol=1e-6, atol=0)
+    assert (gradients[0] - gradients[1]).abs().max() <= torch.finfo(torch.bfloat16).eps * gradients[1].abs().max()
+
+
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("columns", [2, 4])
 @pytest.mark.parametrize("similarity", ["cos_sim", "dot_score"])

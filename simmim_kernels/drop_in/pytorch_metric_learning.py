@@ -82,9 +82,9 @@ class _Fused:
 
 
 class SupConLoss(_Fused, original.SupConLoss):
-    """pytorch-metric-learning's SupConLoss, which runs itself up to 2^16 pairs: it is faster there."""
+    """pytorch-metric-learning's SupConLoss, which runs itself up to 2^18 pairs: it is faster there."""
 
-    dense_pairs = 2**16
+    dense_pairs = 2**18
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         if indices_tuple is None and len(embeddings) * len(ref_emb) <= self.dense_pairs:

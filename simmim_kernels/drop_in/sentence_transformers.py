@@ -27,7 +27,8 @@ def _ranking(loss: Any, embeddings: list[Tensor]) -> Tensor:
     normalize = loss.similarity_fct in (cos_sim, pytorch_cos_sim)
     if not normalize and loss.similarity_fct is not dot_score:
         raise NotImplementedError(f"similarity_fct must be cos_sim or dot_score of util, got {loss.similarity_fct!r}")
-    queries, positives, *negatives = embeddings
+    # In float32 at least, as cos_sim and dot_score do.
+    queries, positives, *negatives = (e if e.dtype == torch.float64 else e.float() for e in embeddings)
     return loss._of_group(
         ranking_loss,
         queries,
