@@ -107,7 +107,7 @@ PEERS = {
     ),
     # Three arrays of N x N x d numbers, and as many of its guide's.
     "GISTEmbedLoss": Peer(
-        "sentence_transformers", "sentence_transformers.sentence_transformer.losses", _guided, largest=256
+        "sentence_transformers", "sentence_transformers.sentence_transformer.losses", _guided, largest=128
     ),
     "NTXentLoss (lightly)": Peer("lightly", "lightly.loss", partial(_two_views, "NTXentLoss")),
     "DCLLoss": Peer("lightly", "lightly.loss", partial(_two_views, "DCLLoss")),
@@ -183,7 +183,7 @@ def _rounds(name: str, n: int) -> int:
         return 1 if name.startswith("Cached") else 2
     if name.startswith("GIST"):
         return 5
-    return 41 if n <= 256 else 11 if n <= 1024 else 3
+    return 21 if n <= 256 else 11 if n <= 1024 else 3
 
 
 def cases(names: list[str], sizes: tuple[int, ...], dtypes: list[str]) -> Iterator[tuple[str, int, str]]:
